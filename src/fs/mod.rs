@@ -1,0 +1,1 @@
+//! Mounts, the share and its daemon, guest images, container images.

@@ -1,0 +1,1 @@
+//! Netlink verbs and endpoints.

@@ -1,0 +1,426 @@
+//! The one way to spawn a process, on the host and in the guest.
+//!
+//! `std::process` will not do: PID 1 has a reaper that would take its exit statuses away, QEMU must die with its shim, and
+//! descriptors have to arrive under numbers of our choosing. The child runs nothing but system calls on data that was
+//! prepared before the fork, since other threads may hold any lock. A close-on-exec pipe brings back why an exec failed;
+//! its end proves that the exec happened.
+
+use std::ffi::{CString, OsStr};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::sync::{Mutex, OnceLock};
+
+/// The session a child belongs to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Session {
+    /// The parent's session and process group.
+    #[default]
+    Inherit,
+    /// A process group of its own.
+    Group,
+    /// A session of its own, without a terminal.
+    New,
+    /// A session of its own, with descriptor 0 as its controlling terminal.
+    Terminal,
+}
+
+/// A process to be. Fields that are not set mean: like the parent.
+#[derive(Debug)]
+pub struct Spawn {
+    /// The file to execute; no search along PATH.
+    pub program: PathBuf,
+    /// argv, `argv[0]` included.
+    pub args: Vec<CString>,
+    pub env: Option<Vec<CString>>,
+    /// (ours, its number in the child). Everything else is closed; 0, 1 and 2 that are not listed are /dev/null.
+    pub fds: Vec<(OwnedFd, RawFd)>,
+    pub cwd: Option<CString>,
+    pub session: Session,
+    /// The signal it gets when this process dies, however it dies.
+    pub death_signal: Option<i32>,
+    /// uid and gid to run as, with no supplementary groups.
+    pub ids: Option<(u32, u32)>,
+}
+
+impl Spawn {
+    pub fn new(program: impl Into<PathBuf>) -> Spawn {
+        let program = program.into();
+        let arg0 = c_string(program.as_os_str());
+        Spawn { program, args: vec![arg0], env: None, fds: Vec::new(), cwd: None, session: Session::Inherit, death_signal: None, ids: None }
+    }
+
+    pub fn arg0(mut self, name: impl AsRef<OsStr>) -> Spawn {
+        self.args[0] = c_string(name.as_ref());
+        self
+    }
+
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Spawn {
+        self.args.push(c_string(arg.as_ref()));
+        self
+    }
+
+    pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Spawn {
+        self.args.extend(args.into_iter().map(|a| c_string(a.as_ref())));
+        self
+    }
+
+    /// `fd` is `number` in the child.
+    pub fn fd(mut self, fd: impl Into<OwnedFd>, number: RawFd) -> Spawn {
+        self.fds.push((fd.into(), number));
+        self
+    }
+
+    pub fn session(mut self, session: Session) -> Spawn {
+        self.session = session;
+        self
+    }
+
+    pub fn death_signal(mut self, signal: i32) -> Spawn {
+        self.death_signal = Some(signal);
+        self
+    }
+
+    /// Starts it. An error means that no process is left: the fork failed, or a step before the exec did, and the
+    /// error's text names the step.
+    pub fn start(self) -> io::Result<Child> {
+        if self.death_signal.is_some() { from_lasting_thread(self) } else { fork_exec(&self) }
+    }
+}
+
+/// A process of ours. Dropping it neither ends nor reaps it.
+#[derive(Debug)]
+pub struct Child {
+    pub pid: i32,
+    /// Refers to this very process even after its number was given to another.
+    pub pidfd: OwnedFd,
+}
+
+/// How a process ended: its exit status, or the signal that killed it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    Exited(i32),
+    Signaled(i32),
+}
+
+impl Ended {
+    /// As a shell tells it: 128 + n for signal n.
+    pub fn status(self) -> i32 {
+        match self {
+            Ended::Exited(n) => n,
+            Ended::Signaled(n) => 128 + n,
+        }
+    }
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Ended::Exited(n) => write!(f, "exited with status {n}"),
+            Ended::Signaled(n) => match nix::sys::signal::Signal::try_from(*n) {
+                Ok(s) => write!(f, "was killed by {s}"),
+                Err(_) => write!(f, "was killed by signal {n}"),
+            },
+        }
+    }
+}
+
+impl Child {
+    /// Blocks until it ends, and reaps it. Not in the guest: there the agent's reaper is the only one who waits.
+    pub fn wait(&self) -> io::Result<Ended> {
+        use rustix::process::{WaitId, WaitIdOptions, waitid};
+        use std::os::fd::AsFd;
+        loop {
+            match waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED) {
+                Ok(Some(s)) => {
+                    return Ok(match (s.exit_status(), s.terminating_signal()) {
+                        (Some(n), _) => Ended::Exited(n),
+                        (None, Some(n)) => Ended::Signaled(n),
+                        (None, None) => continue,
+                    });
+                }
+                Ok(None) | Err(rustix::io::Errno::INTR) => continue,
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// Sends `signal`; one that comes after the process's end is no error.
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: a system call on a descriptor we own; the null pointer asks for the default siginfo.
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.pidfd.as_raw_fd(), signal, std::ptr::null::<u8>(), 0) };
+    }
+}
+
+/// When a process was started, in clock ticks since boot: with its pid, a name that is never given twice.
+pub fn start_time(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command's name may hold anything, parentheses and spaces included: count from its last parenthesis.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// The file this program was started from, also when it has been replaced since (an upgrade under a running pod).
+pub fn this_program() -> &'static Path {
+    Path::new("/proc/self/exe")
+}
+
+type Job = (Spawn, SyncSender<io::Result<Child>>);
+
+/// A death signal is sent when the *thread* that forked ends, so such children are forked by one that never does.
+fn from_lasting_thread(spawn: Spawn) -> io::Result<Child> {
+    static FORKER: OnceLock<Mutex<std::sync::mpsc::Sender<Job>>> = OnceLock::new();
+    let forker = FORKER.get_or_init(|| {
+        let (jobs, inbox): (_, Receiver<Job>) = channel();
+        crate::thread::start("osc-fork", move || {
+            for (spawn, reply) in inbox {
+                let _ = reply.send(fork_exec(&spawn));
+            }
+        });
+        Mutex::new(jobs)
+    });
+    let (reply, answer) = sync_channel(1);
+    let gone = |_| io::Error::other("the forking thread is gone");
+    forker.lock().unwrap_or_else(|p| p.into_inner()).send((spawn, reply)).map_err(|_| gone(()))?;
+    answer.recv().map_err(|_| gone(()))?
+}
+
+/// The steps of a child on its way to exec; the number travels through the pipe.
+const STEPS: [&str; 9] = ["fork", "setsid", "terminal", "descriptors", "directory", "identity", "death signal", "exec", "setpgid"];
+
+fn fork_exec(s: &Spawn) -> io::Result<Child> {
+    let program = c_string(s.program.as_os_str());
+    let argv: Vec<*const libc::c_char> = s.args.iter().map(|a| a.as_ptr()).chain([std::ptr::null()]).collect();
+    let env: Option<Vec<*const libc::c_char>> = s.env.as_ref().map(|e| e.iter().map(|v| v.as_ptr()).chain([std::ptr::null()]).collect());
+    let null = File::options().read(true).write(true).open("/dev/null");
+    let mut fds: Vec<(RawFd, RawFd)> = s.fds.iter().map(|(ours, number)| (ours.as_raw_fd(), *number)).collect();
+    for number in 0..3 {
+        if !fds.iter().any(|&(_, n)| n == number) {
+            match &null {
+                Ok(f) => fds.push((f.as_raw_fd(), number)),
+                // Early in a guest there is no /dev/null yet; such a child gets what we have.
+                Err(_) => fds.push((number, number)),
+            }
+        }
+    }
+    let above = fds.iter().map(|&(_, n)| n).max().unwrap_or(2) + 1;
+    let mut parked = vec![-1; fds.len()];
+    let (mut report, report_w) = pipe()?;
+    let parent = std::process::id() as i32;
+
+    // SAFETY: the child runs only `child`, which makes system calls on memory prepared above and ends in exec or _exit.
+    let pid = unsafe { libc::fork() };
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if pid == 0 {
+        let env = env.as_ref().map(|e| e.as_ptr());
+        // SAFETY: as above; every pointer is to memory that this copy of the process keeps until exec.
+        unsafe { child(s, &program, argv.as_ptr(), env, &fds, &mut parked, above, report_w.as_raw_fd(), parent) }
+    }
+    drop(report_w);
+    let mut why = Vec::new();
+    report.read_to_end(&mut why)?;
+    if let [step, a, b, c, d] = why[..] {
+        // SAFETY: reaps the child that just reported its failure; in a guest the reaper may have been faster (ECHILD).
+        unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+        let cause = io::Error::from_raw_os_error(i32::from_ne_bytes([a, b, c, d]));
+        let step = STEPS.get(step as usize).copied().unwrap_or("start");
+        return Err(io::Error::new(cause.kind(), format!("{step} {}: {cause}", s.program.display())));
+    }
+    // SAFETY: pidfd_open on a child that nobody has reaped yet; the new descriptor is ours alone.
+    let pidfd = unsafe {
+        let fd = libc::syscall(libc::SYS_pidfd_open, pid, 0);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(fd as RawFd)
+    };
+    Ok(Child { pid, pidfd })
+}
+
+/// Between fork and exec: system calls only, no allocation, no lock.
+#[allow(clippy::too_many_arguments)] // Everything it touches is prepared by the parent, and a struct would only rename it.
+unsafe fn child(
+    s: &Spawn,
+    program: &CString,
+    argv: *const *const libc::c_char,
+    env: Option<*const *const libc::c_char>,
+    fds: &[(RawFd, RawFd)],
+    parked: &mut [RawFd],
+    above: RawFd,
+    report: RawFd,
+    parent: i32,
+) -> ! {
+    let fail = |step: u8| -> ! {
+        // SAFETY: writes five bytes of our stack and ends; errno is this thread's own.
+        unsafe {
+            let errno = (*libc::__errno_location()).to_ne_bytes();
+            let message = [step, errno[0], errno[1], errno[2], errno[3]];
+            libc::write(report, message.as_ptr().cast(), message.len());
+            libc::_exit(127)
+        }
+    };
+    // SAFETY: system calls with values the parent prepared; see the caller.
+    unsafe {
+        // Rust ignores SIGPIPE and a caller may block signals: a child starts with the defaults.
+        // By the raw call: glibc's refuses its own two real-time signals, which a parent may have left ignored too.
+        let default = [0u64; 4];
+        for signal in 1..=64 {
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null::<u8>(), 8);
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+        if let Some(signal) = s.death_signal {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, signal) != 0 {
+                fail(6);
+            }
+            // The parent may have died before the call above took effect.
+            if libc::getppid() != parent {
+                libc::_exit(127);
+            }
+        }
+        match s.session {
+            Session::Inherit => {}
+            Session::Group => {
+                if libc::setpgid(0, 0) != 0 {
+                    fail(8)
+                }
+            }
+            Session::New | Session::Terminal => {
+                if libc::setsid() < 0 {
+                    fail(1)
+                }
+            }
+        }
+        // Park every source above the targets, so that no dup2 overwrites one that is still needed.
+        let report_parked = libc::fcntl(report, libc::F_DUPFD_CLOEXEC, above);
+        if report_parked < 0 {
+            fail(3)
+        }
+        let report = report_parked;
+        let fail = |step: u8| -> ! {
+            // SAFETY: as in the closure of the same name above, through the descriptor's new number.
+            let errno = (*libc::__errno_location()).to_ne_bytes();
+            let message = [step, errno[0], errno[1], errno[2], errno[3]];
+            libc::write(report, message.as_ptr().cast(), message.len());
+            libc::_exit(127)
+        };
+        for (slot, &(ours, _)) in parked.iter_mut().zip(fds) {
+            *slot = libc::fcntl(ours, libc::F_DUPFD_CLOEXEC, above);
+            if *slot < 0 {
+                fail(3)
+            }
+        }
+        if libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) != 0 {
+            fail(3)
+        }
+        for (&parked, &(_, number)) in parked.iter().zip(fds) {
+            if libc::dup2(parked, number) < 0 {
+                fail(3)
+            }
+        }
+        if s.session == Session::Terminal && libc::ioctl(0, libc::TIOCSCTTY, 0) != 0 {
+            fail(2)
+        }
+        if let Some(cwd) = &s.cwd {
+            if libc::chdir(cwd.as_ptr()) != 0 {
+                fail(4)
+            }
+        }
+        if let Some((uid, gid)) = s.ids {
+            if libc::setgroups(0, std::ptr::null()) != 0 || libc::setresgid(gid, gid, gid) != 0 || libc::setresuid(uid, uid, uid) != 0 {
+                fail(5)
+            }
+            // A change of identity clears the death signal.
+            if let Some(signal) = s.death_signal {
+                libc::prctl(libc::PR_SET_PDEATHSIG, signal);
+            }
+        }
+        match env {
+            Some(env) => libc::execve(program.as_ptr(), argv, env),
+            None => libc::execv(program.as_ptr(), argv),
+        };
+        fail(7)
+    }
+}
+
+/// A pipe whose ends close on exec: (reader, writer).
+pub fn pipe() -> io::Result<(File, File)> {
+    let (r, w) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    Ok((r.into(), w.into()))
+}
+
+/// An argument with a NUL byte cannot be given to a program; it is cut there, as the kernel would.
+fn c_string(s: &OsStr) -> CString {
+    let bytes = s.as_bytes();
+    let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
+    CString::new(&bytes[..end]).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn output(spawn: Spawn) -> (String, Ended) {
+        let (mut r, w) = pipe().unwrap();
+        let child = spawn.fd(w, 1).start().unwrap();
+        let mut text = String::new();
+        r.read_to_string(&mut text).unwrap();
+        (text, child.wait().unwrap())
+    }
+
+    #[test]
+    fn output_and_status_come_back() {
+        let (text, ended) = output(Spawn::new("/bin/sh").args(["-c", "echo hello; exit 7"]));
+        assert_eq!((text.as_str(), ended), ("hello\n", Ended::Exited(7)));
+    }
+
+    #[test]
+    fn a_missing_program_is_an_error_that_names_it() {
+        let e = Spawn::new("/no/such/program").start().unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::NotFound);
+        assert!(e.to_string().contains("exec /no/such/program"), "{e}");
+    }
+
+    #[test]
+    fn only_the_listed_descriptors_arrive() {
+        let kept = File::open("/proc/self/maps").unwrap();
+        let _also_open = File::open("/proc/self/stat").unwrap();
+        let (text, _) = output(Spawn::new("/bin/sh").args(["-c", "ls /proc/$$/fd"]).fd(kept, 5));
+        let numbers: Vec<&str> = text.split_whitespace().collect();
+        assert_eq!(numbers, ["0", "1", "2", "5"], "{text}");
+    }
+
+    #[test]
+    fn swapped_descriptors_do_not_overwrite_each_other() {
+        let (mut r, w) = pipe().unwrap();
+        let file = File::open("/dev/zero").unwrap();
+        let (a, b) = (w.as_raw_fd(), file.as_raw_fd());
+        let child = Spawn::new("/bin/sh").args(["-c", &format!("readlink /proc/$$/fd/{a} >&{b}")]).fd(file, a).fd(w, b).start().unwrap();
+        child.wait().unwrap();
+        let mut text = String::new();
+        r.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "/dev/zero\n");
+    }
+
+    #[test]
+    fn signals_are_reset_and_a_kill_is_told() {
+        let (text, ended) = output(Spawn::new("/bin/sh").args(["-c", "grep SigIgn /proc/$$/status; kill -9 $$"]));
+        assert_eq!(text, "SigIgn:\t0000000000000000\n");
+        assert_eq!(ended, Ended::Signaled(9));
+        assert_eq!((ended.status(), ended.to_string().as_str()), (137, "was killed by SIGKILL"));
+    }
+
+    #[test]
+    fn start_time_names_a_process_for_good() {
+        let mine = std::process::id() as i32;
+        assert_eq!(start_time(mine), start_time(mine));
+        assert!(start_time(mine).is_some());
+        assert_eq!(start_time(0), None);
+    }
+}

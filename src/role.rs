@@ -1,0 +1,56 @@
+//! The table of roles: `argv[0]` -> what this process is.
+//!
+//! One rule besides the table: `osc-X` is `osc X` (`osc-image`, `osc-run`), so that a link is all a subcommand needs
+//! to become a command of its own.
+
+use std::ffi::{OsStr, OsString};
+use std::process::ExitCode;
+
+/// A role: the name it answers to, what it is in a few words, and its entry point, which is given the whole of argv.
+pub struct Role {
+    pub name: &'static str,
+    pub what: &'static str,
+    pub main: fn(Vec<OsString>) -> ExitCode,
+}
+
+/// Every name this binary may be called by.
+pub const ROLES: &[Role] = &[
+    Role { name: "osc", what: "command line: run, image, check, ...", main: crate::cli::main },
+    Role { name: "init", what: "PID 1 of a guest: the agent", main: crate::agent::main },
+    Role { name: "osc-container", what: "first process of a container (started by the agent only)", main: crate::agent::container::main },
+];
+
+/// Runs the role that `args[0]` names.
+pub fn dispatch(mut args: Vec<OsString>) -> ExitCode {
+    pin_name_services();
+    let name = args.first().map(|a| base_name(a)).unwrap_or_default();
+    if let Some(role) = ROLES.iter().find(|r| r.name == name) {
+        return (role.main)(args);
+    }
+    if let Some(sub) = name.strip_prefix("osc-") {
+        args[0] = "osc".into();
+        args.insert(1, sub.into());
+        return crate::cli::main(args);
+    }
+    eprintln!("osc: called as {name:?}, which is none of its roles:");
+    for role in ROLES {
+        eprintln!("  {:<28} {}", role.name, role.what);
+    }
+    eprintln!("  {:<28} the same as `osc X`", "osc-X");
+    ExitCode::from(2)
+}
+
+fn base_name(arg: &OsStr) -> String {
+    std::path::Path::new(arg).file_name().unwrap_or(arg).to_string_lossy().into_owned()
+}
+
+/// Keeps a static glibc from loading the root's NSS modules, whose version may differ from ours and crash us.
+fn pin_name_services() {
+    unsafe extern "C" {
+        fn __nss_configure_lookup(db: *const libc::c_char, service: *const libc::c_char) -> libc::c_int;
+    }
+    for (db, service) in [(c"hosts", c"files dns"), (c"passwd", c"files"), (c"group", c"files")] {
+        // SAFETY: both are NUL-terminated constants and no other thread runs yet; glibc copies what it keeps.
+        unsafe { __nss_configure_lookup(db.as_ptr(), service.as_ptr()) };
+    }
+}

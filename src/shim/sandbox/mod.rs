@@ -1,0 +1,1 @@
+//! THE pod: VM, agent client, share, endpoints, containers. One way to start, one to clean up.

@@ -1,0 +1,95 @@
+//! A virtual machine, whoever runs it: start it, dial it, resize it, plug into it, lose it.
+//!
+//! A sandbox holds a `Box<dyn Vm>` and asks its [`Caps`], never which kind it has.
+
+pub mod qemu;
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::error::Result;
+use crate::rpc::Stream;
+
+/// Ports of the guest, as Kata numbers them.
+pub mod port {
+    /// The agent's ttrpc.
+    pub const AGENT: u32 = 1024;
+    /// The agent's log lines.
+    pub const LOG: u32 = 1025;
+    /// A shell in the guest, where the configuration allows it.
+    pub const DEBUG_CONSOLE: u32 = 1026;
+    /// One stream for each of a process's stdin, stdout and stderr.
+    pub const STDIO: u32 = 1027;
+}
+
+/// What this VM can do. What it cannot, the sandbox does another way or refuses by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caps {
+    /// A host directory can be shown to the guest (virtio-fs).
+    pub share: bool,
+    pub hotplug_cpu: bool,
+    pub hotplug_memory: bool,
+    pub block: bool,
+    pub nic: bool,
+}
+
+/// vCPUs and memory of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Size {
+    pub vcpus: u32,
+    pub mib: u64,
+}
+
+/// A pod-specific part of a VM: given at boot, or plugged into one that runs (or was restored from a template).
+#[derive(Debug)]
+pub enum Device {
+    /// virtio-fs: `socket` is where its daemon listens, `tag` what the guest mounts.
+    Share { id: String, socket: PathBuf, tag: String },
+    /// virtio-net over the queues of a tap, with the MAC and MTU of the interface it stands for.
+    Nic { id: String, queues: Vec<OwnedFd>, mac: [u8; 6], mtu: u32 },
+    /// A disk; `serial` (at most 20 bytes) is how the guest finds it.
+    Block { id: String, path: PathBuf, read_only: bool, serial: String },
+    /// QEMU's user-mode network, for `osc run --network user`: (host address, host port, guest port) are forwarded.
+    UserNet { id: String, forwards: Vec<(String, u16, u16)> },
+}
+
+/// How a VM ended.
+#[derive(Clone, Debug)]
+pub struct Exit {
+    /// The guest powered itself off, or we asked for it.
+    pub orderly: bool,
+    /// For a reader: `the guest kernel panicked`, `QEMU was killed by SIGKILL`.
+    pub reason: String,
+}
+
+/// A running VM.
+///
+/// Every method may be called from any thread, and none holds up another for longer than its own work: a `resize` that
+/// takes seconds does not delay a `dial`.
+pub trait Vm: Send + Sync {
+    fn caps(&self) -> Caps;
+
+    /// A new byte stream to `port` of the guest. Does not wait for the guest: what is written before it listens waits in
+    /// the channel.
+    fn dial(&self, port: u32) -> Result<Stream>;
+
+    /// Plugs (or takes away) vCPUs and memory until the VM has `want`, or as near as it can; answers what it has.
+    /// What was plugged still has to be brought online by the guest.
+    fn resize(&self, want: Size) -> Result<Size>;
+
+    /// Plugs a device. Undone whole if it fails half-way.
+    fn plug(&self, device: Device) -> Result<()>;
+
+    /// Takes a device away; returns when the guest has let go of it.
+    fn unplug(&self, id: &str) -> Result<()>;
+
+    /// Blocks until the VM is gone, however it goes. Any number of callers.
+    fn wait(&self) -> Exit;
+
+    /// Ends the VM: asks, waits up to `grace`, kills. Returns when its processes are reaped. Idempotent.
+    fn stop(&self, grace: Duration);
+
+    /// The last lines of the guest's console.
+    fn console_tail(&self, lines: usize) -> Vec<String>;
+}

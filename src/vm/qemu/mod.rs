@@ -1,0 +1,1 @@
+//! A VM run by QEMU on this host.

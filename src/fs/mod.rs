@@ -1,1 +1,4 @@
-//! Mounts, the share and its daemon, guest images, container images.
+//! Mounts, the share and its daemon, guest images, container images. Knows nobody above.
+
+pub mod mount;
+pub mod share;

@@ -1,0 +1,198 @@
+//! The one way to clean up: from the record alone, in this process or a fresh one.
+//!
+//! Newest first, errors are collected and never stop it. What is left of a sandbox whose owner died is found by its free
+//! lock; [`sweep_all`] is what every start on the host and `osc reap` call.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::record::{self, Story, Thing};
+use crate::fs::mount;
+use crate::fs::share::Share;
+use crate::process;
+
+/// How long a killed process may take to be gone: it may be writing out a core or sit in a slow system call.
+const KILLED: Duration = Duration::from_secs(5);
+
+/// Undoes everything that `story` says stands. Answers what could not be undone, one line each.
+pub fn undo(story: &Story) -> Vec<String> {
+    let mut errors = Vec::new();
+    for thing in story.standing() {
+        if let Err(e) = undo_one(&thing) {
+            errors.push(format!("{thing:?}: {e}"));
+        }
+    }
+    errors
+}
+
+/// Undoes what the record in `dir` says, then removes the directory itself. An error keeps the directory, so that a later
+/// sweep can try again.
+pub fn undo_dir(dir: &Path) -> io::Result<()> {
+    let errors = match record::read(dir) {
+        Ok(story) => undo(&story),
+        // Died before its first line: nothing was done yet.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(e) => vec![e.to_string()],
+    };
+    if !errors.is_empty() {
+        return Err(io::Error::other(errors.join("; ")));
+    }
+    remove_tree(dir)
+}
+
+/// A sandbox whose owner is gone, and what became of it.
+#[derive(Debug)]
+pub struct Swept {
+    pub sandbox: String,
+    pub result: io::Result<()>,
+}
+
+/// Ids of the sandboxes whose owner is gone.
+pub fn orphans() -> Vec<String> {
+    each_orphan(|_, _| ()).into_iter().map(|(id, ())| id).collect()
+}
+
+/// Cleans up after every sandbox whose owner is gone.
+pub fn sweep_all() -> Vec<Swept> {
+    each_orphan(|_, dir| undo_dir(dir)).into_iter().map(|(sandbox, result)| Swept { sandbox, result }).collect()
+}
+
+/// Runs `act` on each orphan while holding its lock.
+fn each_orphan<T>(act: impl Fn(&str, &Path) -> T) -> Vec<(String, T)> {
+    let Ok(entries) = fs::read_dir(record::STATE_ROOT) else { return Vec::new() };
+    entries
+        .flatten()
+        .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+        .filter_map(|e| {
+            let dir = e.path();
+            // Kept on purpose: the results of a detached run that ended, until `osc stop` takes them.
+            if dir.join("ended").exists() {
+                return None;
+            }
+            let _lock = record::lock(&dir).ok()??;
+            let id = e.file_name().to_string_lossy().into_owned();
+            let answer = act(&id, &dir);
+            Some((id, answer))
+        })
+        .collect()
+}
+
+fn undo_one(thing: &Thing) -> io::Result<()> {
+    match thing {
+        Thing::Process { marker, pid, start, .. } => match (pid, start) {
+            (Some(pid), Some(start)) => kill(*pid, *start),
+            _ => marked(marker).into_iter().try_for_each(|(pid, start)| kill(pid, start)),
+        },
+        Thing::Share { sandbox } => Share::of(sandbox).remove(),
+        Thing::Tree { path } => remove_tree(path),
+        Thing::File { path } => gone_is_fine(fs::remove_file(path)),
+        Thing::Cgroup { path } => gone_is_fine(fs::remove_dir(path)),
+    }
+}
+
+/// Processes that have `marker` among their arguments: (pid, start time).
+fn marked(marker: &str) -> Vec<(i32, u64)> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok())
+        .filter(|&pid| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|&b| b == 0).any(|arg| arg == marker.as_bytes())
+        })
+        .filter_map(|pid| Some((pid, process::start_time(pid)?)))
+        .collect()
+}
+
+/// Kills the process that had this pid and start time, and no other; returns when it is gone.
+fn kill(pid: i32, start: u64) -> io::Result<()> {
+    use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+    let Some(pid_) = Pid::from_raw(pid) else { return Ok(()) };
+    let pidfd = match pidfd_open(pid_, PidfdFlags::empty()) {
+        Ok(fd) => fd,
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        Err(e) => return Err(e.into()),
+    };
+    // Read after the descriptor was taken: from here on it cannot be another process.
+    if process::start_time(pid) != Some(start) {
+        return Ok(());
+    }
+    match pidfd_send_signal(&pidfd, Signal::KILL) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let deadline = Instant::now() + KILLED;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut fds = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+        let wait = rustix::event::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        match rustix::event::poll(&mut fds, Some(&wait)) {
+            Ok(0) => return Err(io::Error::new(io::ErrorKind::TimedOut, format!("process {pid} does not die"))),
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Removes a tree of ours: its mounts are detached first, so that a delete never reaches into somebody's files.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    for point in mount::below(path)? {
+        mount::detach(&point)?;
+    }
+    if let Some(still) = mount::below(path)?.first() {
+        return Err(io::Error::other(format!("{} is still mounted", still.display())));
+    }
+    gone_is_fine(fs::remove_dir_all(path))
+}
+
+fn gone_is_fine(r: io::Result<()>) -> io::Result<()> {
+    r.or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shim::sandbox::record::Line;
+
+    fn sleeper() -> process::Child {
+        process::Spawn::new("/bin/sleep").arg("60").arg0("osc-cleanup-test").start().unwrap()
+    }
+
+    #[test]
+    fn a_process_is_killed_by_pid_and_start_time_and_a_namesake_is_not() {
+        let child = sleeper();
+        let start = process::start_time(child.pid).unwrap();
+        kill(child.pid, start + 1).unwrap();
+        assert_eq!(process::start_time(child.pid), Some(start));
+        let thing = Thing::Process { what: "sleep".into(), marker: "none".into(), pid: Some(child.pid), start: Some(start) };
+        assert_eq!(undo(&Story { lines: vec![Line::Done { thing }] }), Vec::<String>::new());
+        assert_eq!(child.wait().unwrap(), process::Ended::Signaled(9));
+    }
+
+    #[test]
+    fn a_process_caught_between_intent_and_fact_is_found_by_its_marker() {
+        let marker = format!("osc-marker-{}", std::process::id());
+        let child = process::Spawn::new("/bin/sh").args(["-c", "while :; do sleep 1; done"]).arg(&marker).start().unwrap();
+        let thing = Thing::Process { what: "x".into(), marker, pid: None, start: None };
+        assert_eq!(undo(&Story { lines: vec![Line::Intent { thing }] }), Vec::<String>::new());
+        assert_eq!(child.wait().unwrap(), process::Ended::Signaled(9));
+    }
+
+    #[test]
+    fn errors_do_not_stop_a_cleanup() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let lines = vec![
+            Line::Intent { thing: Thing::File { path: file.clone() } },
+            // Not a cgroup and not empty: cannot be removed by rmdir.
+            Line::Intent { thing: Thing::Cgroup { path: dir.path().into() } },
+        ];
+        let errors = undo(&Story { lines });
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(!file.exists());
+    }
+}

@@ -1,0 +1,21 @@
+//! What the agent's unit tests share.
+
+use crate::process::{Ended, Spawn};
+
+/// Runs `body` in a process of its own: code that waits for any child, or changes what belongs to the whole process
+/// (mounts, subreaper, working directory), would disturb the tests on other threads. `test` is the test's full path.
+pub fn in_own_process(test: &str, body: impl FnOnce()) {
+    const MARK: &str = "OSC_TEST_IN_OWN_PROCESS";
+    if std::env::var_os(MARK).is_some() {
+        return body();
+    }
+    let mut spawn = Spawn::new("/proc/self/exe").args(["--exact", test, "--nocapture", "--test-threads=1"]);
+    let env = std::env::vars().map(|(k, v)| format!("{k}={v}")).chain([format!("{MARK}=1")]);
+    spawn.env = Some(env.filter_map(|v| std::ffi::CString::new(v).ok()).collect());
+    let (mut reader, writer) = crate::process::pipe().unwrap();
+    let child = spawn.fd(writer.try_clone().unwrap(), 1).fd(writer, 2).start().unwrap();
+    let mut output = String::new();
+    std::io::Read::read_to_string(&mut reader, &mut output).unwrap();
+    assert_eq!(child.wait().unwrap(), Ended::Exited(0), "{output}");
+    assert!(output.contains("1 passed"), "{test} is not the name of this test: {output}");
+}

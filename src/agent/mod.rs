@@ -1,14 +1,82 @@
 //! The guest: PID 1, containers, storage, hotplug. Knows neither the shim nor the VM it runs in.
 
+pub mod boot;
 pub mod container;
+pub mod modules;
+pub mod power;
 pub mod reaper;
 #[cfg(test)]
 pub mod testing;
+pub mod uevent;
 
+use std::convert::Infallible;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-/// Role `init`.
+use crate::error::{At, Result, Stage};
+
+/// Role `init`. Returns only where it is not PID 1.
 pub fn main(_args: Vec<OsString>) -> ExitCode {
-    ExitCode::from(2)
+    if std::process::id() != 1 {
+        eprintln!("osc: the role init is PID 1 of a guest: this is process {}", std::process::id());
+        return ExitCode::from(2);
+    }
+    let Err(failure) = run();
+    power::off(&failure.to_string());
+}
+
+/// The guest's life, phase by phase. An error ends it.
+fn run() -> Result<Infallible> {
+    // What belongs to the process, before there is a second thread.
+    power::off_on_panic();
+    power::hold_signals();
+    tune_memory();
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+
+    // A root that containers can leave, and what a system has on it.
+    boot::move_root()?;
+    boot::lay_out()?;
+    log_to_console();
+
+    // Devices: whoever waits for one must listen before the drivers come.
+    let _events = uevent::Uevents::start().at(Stage::Agent, || "device events")?;
+    let modules = modules::Modules::new(modules::DIR);
+    for failed in modules.load_core() {
+        log::error!("{failed}");
+    }
+
+    // Processes: from here on nothing else may wait for one.
+    let _reaper = reaper::Reaper::start();
+    boot::settle();
+    log::info!("agent {} ready {} ms after the kernel", crate::VERSION, uptime_ms());
+    power::off_on_signal()
+}
+
+/// A guest's memory is paid for by the pod: few arenas, and what is free goes back.
+fn tune_memory() {
+    const ARENAS: i32 = 2;
+    const TRIM: i32 = 128 * 1024;
+    const MMAP: i32 = 64 * 1024;
+    // SAFETY: settings of the allocator, made before a second thread exists.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, ARENAS);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, TRIM);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MMAP);
+    }
+}
+
+/// Log lines to the console; `agent.log=LEVEL` on the kernel's command line is Kata's name for how many.
+fn log_to_console() {
+    use std::os::unix::fs::OpenOptionsExt;
+    let command_line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let level = command_line.split_whitespace().find_map(|w| w.strip_prefix("agent.log=")).and_then(|l| l.parse().ok());
+    if let Ok(console) = std::fs::File::options().write(true).custom_flags(libc::O_NOCTTY).open("/dev/console") {
+        crate::log::init(console, None, level.unwrap_or(log::LevelFilter::Info));
+    }
+}
+
+/// Since the kernel's first instruction.
+fn uptime_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
 }

@@ -6,6 +6,7 @@
 pub mod mux;
 mod status;
 mod stream;
+pub mod wire;
 
 pub use status::{Code, Status};
 pub use stream::Stream;

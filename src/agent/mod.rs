@@ -5,6 +5,8 @@ pub mod container;
 pub mod modules;
 pub mod power;
 pub mod reaper;
+pub mod stdio;
+pub mod streams;
 #[cfg(test)]
 pub mod testing;
 pub mod uevent;

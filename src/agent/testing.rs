@@ -19,3 +19,10 @@ pub fn in_own_process(test: &str, body: impl FnOnce()) {
     assert_eq!(child.wait().unwrap(), Ended::Exited(0), "{output}");
     assert!(output.contains("1 passed"), "{test} is not the name of this test: {output}");
 }
+
+/// Gives this process mounts of its own, that nobody else sees. In a process of its own only: it is for all its threads.
+pub fn own_mounts() {
+    // SAFETY: a system call without pointers. The calling thread alone changes over: read /proc/thread-self, not /proc/self.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0, "unshare: {}", std::io::Error::last_os_error());
+    rustix::mount::mount_change("/", rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC).unwrap();
+}

@@ -155,6 +155,27 @@ impl Child {
     }
 }
 
+/// Who writes down the processes that must not outlive a sandbox: before each is spawned, so that one caught by a crash
+/// between the two is found by `marker` (an argument that no other process has), and once it runs.
+pub trait Ledger: Sync {
+    /// About to spawn `what`. An error stops the spawn.
+    fn intent(&self, what: &str, marker: &str) -> io::Result<()>;
+
+    /// `what` runs as `pid`, started at `start` ([`start_time`]).
+    fn spawned(&self, what: &str, marker: &str, pid: i32, start: u64) -> io::Result<()>;
+}
+
+/// For processes that nobody has to find again.
+impl Ledger for () {
+    fn intent(&self, _: &str, _: &str) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn spawned(&self, _: &str, _: &str, _: i32, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// When a process was started, in clock ticks since boot: with its pid, a name that is never given twice.
 pub fn start_time(pid: i32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

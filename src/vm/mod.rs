@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::error::Result;
+use crate::error::{Failure, Result};
 use crate::rpc::Stream;
 
 /// Ports of the guest, as Kata numbers them.
@@ -21,6 +21,16 @@ pub mod port {
     pub const DEBUG_CONSOLE: u32 = 1026;
     /// One stream for each of a process's stdin, stdout and stderr.
     pub const STDIO: u32 = 1027;
+}
+
+/// QEMU's user-mode network as the guest has to be configured for it (QEMU's documented defaults).
+pub mod user_net {
+    /// The MAC of its interface.
+    pub const MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
+    /// The guest's address, with its prefix length.
+    pub const ADDRESS: (&str, u8) = ("10.0.2.15", 24);
+    pub const GATEWAY: &str = "10.0.2.2";
+    pub const DNS: &str = "10.0.2.3";
 }
 
 /// What this VM can do. What it cannot, the sandbox does another way or refuses by name.
@@ -48,9 +58,10 @@ pub enum Device {
     Share { id: String, socket: PathBuf, tag: String },
     /// virtio-net over the queues of a tap, with the MAC and MTU of the interface it stands for.
     Nic { id: String, queues: Vec<OwnedFd>, mac: [u8; 6], mtu: u32 },
-    /// A disk; `serial` (at most 20 bytes) is how the guest finds it.
+    /// A disk: a raw file or a block device. `serial` (at most 20 bytes) is how the guest finds it.
     Block { id: String, path: PathBuf, read_only: bool, serial: String },
-    /// QEMU's user-mode network, for `osc run --network user`: (host address, host port, guest port) are forwarded.
+    /// QEMU's user-mode network, for `osc run --network user`: (host address, host port, guest port) are forwarded (TCP).
+    /// The guest is set up as [`user_net`] says. It reaches the host's loopback at the gateway's address.
     UserNet { id: String, forwards: Vec<(String, u16, u16)> },
 }
 
@@ -89,6 +100,10 @@ pub trait Vm: Send + Sync {
 
     /// Ends the VM: asks, waits up to `grace`, kills. Returns when its processes are reaped. Idempotent.
     fn stop(&self, grace: Duration);
+
+    /// Why the guest did not come up, judged from how far it came: the VM's death, the console's last lines, else the
+    /// agent's silence. `cause` is what the caller saw (`no answer on port 1024 within 60 s`).
+    fn boot_failure(&self, cause: &str) -> Failure;
 
     /// The last lines of the guest's console.
     fn console_tail(&self, lines: usize) -> Vec<String>;

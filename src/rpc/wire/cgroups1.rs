@@ -1,6 +1,8 @@
-//! A task's figures for a manager on a host with cgroup v1.
+//! Container statistics as cgroup v1 has them (package `io.containerd.cgroups.v1`).
 
-/// `io.containerd.cgroups.v1.Metrics`
+use super::Named;
+
+/// What a container uses, as cgroup v1 counts it.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Metrics {
     #[prost(message, repeated, tag = "1")]
@@ -23,7 +25,7 @@ pub struct Metrics {
     pub memory_oom_control: Option<MemoryOomControl>,
 }
 
-/// `io.containerd.cgroups.v1.HugetlbStat`
+/// Huge pages of one size, bytes.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct HugetlbStat {
     #[prost(uint64, tag = "1")]
@@ -36,7 +38,7 @@ pub struct HugetlbStat {
     pub pagesize: String,
 }
 
-/// `io.containerd.cgroups.v1.PidsStat`
+/// Tasks, and how many there may be (0: any number).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PidsStat {
     #[prost(uint64, tag = "1")]
@@ -45,7 +47,7 @@ pub struct PidsStat {
     pub limit: u64,
 }
 
-/// `io.containerd.cgroups.v1.CPUStat`
+/// Processor time.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CpuStat {
     #[prost(message, optional, tag = "1")]
@@ -54,7 +56,7 @@ pub struct CpuStat {
     pub throttling: Option<Throttle>,
 }
 
-/// `io.containerd.cgroups.v1.CPUUsage`
+/// Nanoseconds.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CpuUsage {
     #[prost(uint64, tag = "1")]
@@ -67,7 +69,7 @@ pub struct CpuUsage {
     pub per_cpu: Vec<u64>,
 }
 
-/// `io.containerd.cgroups.v1.Throttle`
+/// How often the quota ran out; time in nanoseconds.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Throttle {
     #[prost(uint64, tag = "1")]
@@ -78,7 +80,7 @@ pub struct Throttle {
     pub throttled_time: u64,
 }
 
-/// `io.containerd.cgroups.v1.MemoryStat`
+/// Bytes, except for the fault counters.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct MemoryStat {
     #[prost(uint64, tag = "1")]
@@ -155,7 +157,7 @@ pub struct MemoryStat {
     pub kernel_tcp: Option<MemoryEntry>,
 }
 
-/// `io.containerd.cgroups.v1.MemoryEntry`
+/// Bytes, and how often the limit was hit.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct MemoryEntry {
     #[prost(uint64, tag = "1")]
@@ -168,7 +170,7 @@ pub struct MemoryEntry {
     pub failcnt: u64,
 }
 
-/// `io.containerd.cgroups.v1.MemoryOomControl`
+/// The OOM killer.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct MemoryOomControl {
     #[prost(uint64, tag = "1")]
@@ -179,7 +181,7 @@ pub struct MemoryOomControl {
     pub oom_kill: u64,
 }
 
-/// `io.containerd.cgroups.v1.BlkIOStat`
+/// Block devices.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct BlkIoStat {
     #[prost(message, repeated, tag = "1")]
@@ -200,7 +202,7 @@ pub struct BlkIoStat {
     pub sectors_recursive: Vec<BlkIoEntry>,
 }
 
-/// `io.containerd.cgroups.v1.BlkIOEntry`
+/// One counter of one device.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct BlkIoEntry {
     #[prost(string, tag = "1")]
@@ -215,7 +217,7 @@ pub struct BlkIoEntry {
     pub value: u64,
 }
 
-/// `io.containerd.cgroups.v1.RdmaStat`
+/// RDMA devices.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RdmaStat {
     #[prost(message, repeated, tag = "1")]
@@ -224,7 +226,7 @@ pub struct RdmaStat {
     pub limit: Vec<RdmaEntry>,
 }
 
-/// `io.containerd.cgroups.v1.RdmaEntry`
+/// One RDMA device.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RdmaEntry {
     #[prost(string, tag = "1")]
@@ -235,7 +237,7 @@ pub struct RdmaEntry {
     pub hca_objects: u32,
 }
 
-/// `io.containerd.cgroups.v1.NetworkStat`
+/// One interface.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct NetworkStat {
     #[prost(string, tag = "1")]
@@ -258,7 +260,7 @@ pub struct NetworkStat {
     pub tx_dropped: u64,
 }
 
-/// `io.containerd.cgroups.v1.CgroupStats`
+/// Tasks by state.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CgroupStats {
     #[prost(uint64, tag = "1")]
@@ -271,4 +273,8 @@ pub struct CgroupStats {
     pub nr_uninterruptible: u64,
     #[prost(uint64, tag = "5")]
     pub nr_io_wait: u64,
+}
+
+impl Named for Metrics {
+    const TYPE: &str = "io.containerd.cgroups.v1.Metrics";
 }

@@ -1,6 +1,8 @@
-//! A task's figures for a manager on a host with cgroup v2.
+//! Container statistics as cgroup v2 has them (package `io.containerd.cgroups.v2`).
 
-/// `io.containerd.cgroups.v2.Metrics`
+use super::Named;
+
+/// What a container uses, as cgroup v2 counts it.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Metrics {
     #[prost(message, optional, tag = "1")]
@@ -21,7 +23,7 @@ pub struct Metrics {
     pub network: Vec<NetworkStat>,
 }
 
-/// `io.containerd.cgroups.v2.PSIData`
+/// Share of time stalled, percent over 10, 60 and 300 s; total in microseconds.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PsiData {
     #[prost(double, tag = "1")]
@@ -34,7 +36,7 @@ pub struct PsiData {
     pub total: u64,
 }
 
-/// `io.containerd.cgroups.v2.PSIStats`
+/// Pressure: some tasks stalled, all tasks stalled.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PsiStats {
     #[prost(message, optional, tag = "1")]
@@ -43,7 +45,7 @@ pub struct PsiStats {
     pub full: Option<PsiData>,
 }
 
-/// `io.containerd.cgroups.v2.PidsStat`
+/// Tasks, and how many there may be (0: any number).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PidsStat {
     #[prost(uint64, tag = "1")]
@@ -52,7 +54,7 @@ pub struct PidsStat {
     pub limit: u64,
 }
 
-/// `io.containerd.cgroups.v2.CPUStat`
+/// Processor time, microseconds.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CpuStat {
     #[prost(uint64, tag = "1")]
@@ -75,7 +77,7 @@ pub struct CpuStat {
     pub burst_usec: u64,
 }
 
-/// `io.containerd.cgroups.v2.MemoryStat`
+/// Bytes, except for the event counters.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct MemoryStat {
     #[prost(uint64, tag = "1")]
@@ -156,7 +158,7 @@ pub struct MemoryStat {
     pub psi: Option<PsiStats>,
 }
 
-/// `io.containerd.cgroups.v2.MemoryEvents`
+/// How often each limit was hit.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct MemoryEvents {
     #[prost(uint64, tag = "1")]
@@ -173,7 +175,7 @@ pub struct MemoryEvents {
     pub oom_group_kill: u64,
 }
 
-/// `io.containerd.cgroups.v2.RdmaStat`
+/// RDMA devices.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RdmaStat {
     #[prost(message, repeated, tag = "1")]
@@ -182,7 +184,7 @@ pub struct RdmaStat {
     pub limit: Vec<RdmaEntry>,
 }
 
-/// `io.containerd.cgroups.v2.RdmaEntry`
+/// One RDMA device.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RdmaEntry {
     #[prost(string, tag = "1")]
@@ -193,7 +195,7 @@ pub struct RdmaEntry {
     pub hca_objects: u32,
 }
 
-/// `io.containerd.cgroups.v2.IOStat`
+/// Block devices.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct IoStat {
     #[prost(message, repeated, tag = "1")]
@@ -202,7 +204,7 @@ pub struct IoStat {
     pub psi: Option<PsiStats>,
 }
 
-/// `io.containerd.cgroups.v2.IOEntry`
+/// One device: bytes and requests read and written.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct IoEntry {
     #[prost(uint64, tag = "1")]
@@ -219,7 +221,7 @@ pub struct IoEntry {
     pub wios: u64,
 }
 
-/// `io.containerd.cgroups.v2.HugeTlbStat`
+/// Huge pages of one size, bytes.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct HugeTlbStat {
     #[prost(uint64, tag = "1")]
@@ -232,7 +234,7 @@ pub struct HugeTlbStat {
     pub failcnt: u64,
 }
 
-/// `io.containerd.cgroups.v2.NetworkStat`
+/// One interface.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct NetworkStat {
     #[prost(string, tag = "1")]
@@ -253,4 +255,8 @@ pub struct NetworkStat {
     pub tx_errors: u64,
     #[prost(uint64, tag = "9")]
     pub tx_dropped: u64,
+}
+
+impl Named for Metrics {
+    const TYPE: &str = "io.containerd.cgroups.v2.Metrics";
 }

@@ -1,11 +1,11 @@
-//! Types that containerd shares between its services: `containerd.v1.types`, `containerd.types`.
+//! Types that several of containerd's APIs share (packages `containerd.types` and `containerd.v1.types`).
 
 use std::collections::BTreeMap;
 
-use crate::rpc::wire::google;
+use super::google;
 
-/// `containerd.v1.types.Status`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, prost::Enumeration)]
+/// What a task is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
 #[repr(i32)]
 pub enum Status {
     Unknown = 0,
@@ -16,7 +16,7 @@ pub enum Status {
     Pausing = 5,
 }
 
-/// `containerd.v1.types.Process`
+/// A process as a manager lists it.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Process {
     #[prost(string, tag = "1")]
@@ -25,6 +25,7 @@ pub struct Process {
     pub id: String,
     #[prost(uint32, tag = "3")]
     pub pid: u32,
+    /// A [`Status`].
     #[prost(enumeration = "Status", tag = "4")]
     pub status: i32,
     #[prost(string, tag = "5")]
@@ -41,7 +42,7 @@ pub struct Process {
     pub exited_at: Option<google::Timestamp>,
 }
 
-/// `containerd.v1.types.ProcessInfo`
+/// One process of a container.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ProcessInfo {
     #[prost(uint32, tag = "1")]
@@ -50,20 +51,22 @@ pub struct ProcessInfo {
     pub info: Option<google::Any>,
 }
 
-/// `containerd.types.Mount`
+/// A mount as mount(8) takes it.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Mount {
     #[prost(string, tag = "1")]
     pub r#type: String,
     #[prost(string, tag = "2")]
     pub source: String,
+    /// Below the root file system; usually empty.
     #[prost(string, tag = "3")]
     pub target: String,
+    /// As in fstab, one word each.
     #[prost(string, repeated, tag = "4")]
     pub options: Vec<String>,
 }
 
-/// `containerd.types.ActiveMount`
+/// A mount that a manager has made.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ActiveMount {
     #[prost(message, optional, tag = "1")]
@@ -76,7 +79,7 @@ pub struct ActiveMount {
     pub data: BTreeMap<String, String>,
 }
 
-/// `containerd.types.ActivationInfo`
+/// A set of mounts under one name.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ActivationInfo {
     #[prost(string, tag = "1")]
@@ -89,20 +92,22 @@ pub struct ActivationInfo {
     pub labels: BTreeMap<String, String>,
 }
 
-/// `containerd.types.Envelope`
+/// What an event travels in.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Envelope {
     #[prost(message, optional, tag = "1")]
     pub timestamp: Option<google::Timestamp>,
     #[prost(string, tag = "2")]
     pub namespace: String,
+    /// `/tasks/exit` and its kin.
     #[prost(string, tag = "3")]
     pub topic: String,
+    /// One of [`super::events`].
     #[prost(message, optional, tag = "4")]
     pub event: Option<google::Any>,
 }
 
-/// `containerd.types.RuntimeRequest`
+/// What `-info` gets on stdin.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RuntimeRequest {
     #[prost(string, tag = "1")]
@@ -111,7 +116,7 @@ pub struct RuntimeRequest {
     pub options: Option<google::Any>,
 }
 
-/// `containerd.types.RuntimeVersion`
+/// Which build this is.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RuntimeVersion {
     #[prost(string, tag = "1")]
@@ -120,7 +125,7 @@ pub struct RuntimeVersion {
     pub revision: String,
 }
 
-/// `containerd.types.RuntimeInfo`
+/// What `-info` prints.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RuntimeInfo {
     #[prost(string, tag = "1")]
@@ -135,7 +140,7 @@ pub struct RuntimeInfo {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// `containerd.types.Metric`
+/// A measurement and when it was taken.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Metric {
     #[prost(message, optional, tag = "1")]
@@ -146,11 +151,12 @@ pub struct Metric {
     pub data: Option<google::Any>,
 }
 
-/// `containerd.types.Platform`
+/// What a sandbox runs.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Platform {
     #[prost(string, tag = "1")]
     pub os: String,
+    /// Go's word: `amd64`.
     #[prost(string, tag = "2")]
     pub architecture: String,
     #[prost(string, tag = "3")]

@@ -1,15 +1,20 @@
-//! Events of tasks, and the service that takes them.
+//! Events a shim sends to its manager (packages `containerd.events` and `containerd.services.events.ttrpc.v1`).
+//!
+//! `Forward: ForwardRequest -> Empty` at the socket in `TTRPC_ADDRESS`; without that variable (CRI-O) events are only logged.
 
-use crate::rpc::wire::{containerd, google};
+use super::{Named, containerd, google};
 
-/// `containerd.services.events.ttrpc.v1.ForwardRequest`
+/// Where events go.
+pub const SERVICE: &str = "containerd.services.events.ttrpc.v1.Events";
+
+/// Hands one event to the manager.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ForwardRequest {
     #[prost(message, optional, tag = "1")]
     pub envelope: Option<containerd::Envelope>,
 }
 
-/// `containerd.events.TaskCreate`
+/// Topic `/tasks/create`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct TaskCreate {
     #[prost(string, tag = "1")]
@@ -26,7 +31,7 @@ pub struct TaskCreate {
     pub pid: u32,
 }
 
-/// `containerd.events.TaskStart`
+/// Topic `/tasks/start`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct TaskStart {
     #[prost(string, tag = "1")]
@@ -35,7 +40,7 @@ pub struct TaskStart {
     pub pid: u32,
 }
 
-/// `containerd.events.TaskDelete`
+/// Topic `/tasks/delete`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct TaskDelete {
     #[prost(string, tag = "1")]
@@ -50,7 +55,7 @@ pub struct TaskDelete {
     pub id: String,
 }
 
-/// `containerd.events.TaskIO`
+/// The streams of a task.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct TaskIo {
     #[prost(string, tag = "1")]
@@ -63,7 +68,7 @@ pub struct TaskIo {
     pub terminal: bool,
 }
 
-/// `containerd.events.TaskExit`
+/// Topic `/tasks/exit`; `id` is the exec id, or the container id for its first process.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct TaskExit {
     #[prost(string, tag = "1")]
@@ -78,14 +83,14 @@ pub struct TaskExit {
     pub exited_at: Option<google::Timestamp>,
 }
 
-/// `containerd.events.TaskOOM`
+/// Topic `/tasks/oom`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct TaskOom {
     #[prost(string, tag = "1")]
     pub container_id: String,
 }
 
-/// `containerd.events.TaskExecAdded`
+/// Topic `/tasks/exec-added`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct TaskExecAdded {
     #[prost(string, tag = "1")]
@@ -94,7 +99,7 @@ pub struct TaskExecAdded {
     pub exec_id: String,
 }
 
-/// `containerd.events.TaskExecStarted`
+/// Topic `/tasks/exec-started`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct TaskExecStarted {
     #[prost(string, tag = "1")]
@@ -105,25 +110,65 @@ pub struct TaskExecStarted {
     pub pid: u32,
 }
 
-/// `containerd.events.TaskPaused`
+/// Topic `/tasks/paused`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct TaskPaused {
     #[prost(string, tag = "1")]
     pub container_id: String,
 }
 
-/// `containerd.events.TaskResumed`
+/// Topic `/tasks/resumed`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct TaskResumed {
     #[prost(string, tag = "1")]
     pub container_id: String,
 }
 
-/// `containerd.events.TaskCheckpointed`
+/// Topic `/tasks/checkpointed`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct TaskCheckpointed {
     #[prost(string, tag = "1")]
     pub container_id: String,
     #[prost(string, tag = "2")]
     pub checkpoint: String,
+}
+
+impl Named for TaskCreate {
+    const TYPE: &str = "containerd.events.TaskCreate";
+}
+
+impl Named for TaskStart {
+    const TYPE: &str = "containerd.events.TaskStart";
+}
+
+impl Named for TaskDelete {
+    const TYPE: &str = "containerd.events.TaskDelete";
+}
+
+impl Named for TaskExit {
+    const TYPE: &str = "containerd.events.TaskExit";
+}
+
+impl Named for TaskOom {
+    const TYPE: &str = "containerd.events.TaskOOM";
+}
+
+impl Named for TaskExecAdded {
+    const TYPE: &str = "containerd.events.TaskExecAdded";
+}
+
+impl Named for TaskExecStarted {
+    const TYPE: &str = "containerd.events.TaskExecStarted";
+}
+
+impl Named for TaskPaused {
+    const TYPE: &str = "containerd.events.TaskPaused";
+}
+
+impl Named for TaskResumed {
+    const TYPE: &str = "containerd.events.TaskResumed";
+}
+
+impl Named for TaskCheckpointed {
+    const TYPE: &str = "containerd.events.TaskCheckpointed";
 }

@@ -1,10 +1,36 @@
-//! containerd's sandbox API (`sandboxer = "shim"`).
+//! containerd 2's sandbox API (package `containerd.runtime.sandbox.v1`), for `sandboxer = "shim"`.
+//!
+//! ```text
+//! CreateSandbox   CreateSandboxRequest -> CreateSandboxResponse
+//! StartSandbox    StartSandboxRequest -> StartSandboxResponse
+//! Platform        PlatformRequest -> PlatformResponse
+//! StopSandbox     StopSandboxRequest -> StopSandboxResponse
+//! WaitSandbox     WaitSandboxRequest -> WaitSandboxResponse
+//! SandboxStatus   SandboxStatusRequest -> SandboxStatusResponse
+//! PingSandbox     PingRequest -> PingResponse
+//! ShutdownSandbox ShutdownSandboxRequest -> ShutdownSandboxResponse
+//! SandboxMetrics  SandboxMetricsRequest -> SandboxMetricsResponse
+//! ```
 
 use std::collections::BTreeMap;
 
-use crate::rpc::wire::{containerd, google};
+use super::{containerd, google};
 
-/// `containerd.runtime.sandbox.v1.CreateSandboxRequest`
+/// The service's name on the wire.
+pub const SERVICE: &str = "containerd.runtime.sandbox.v1.Sandbox";
+/// Its methods.
+pub const METHODS: [&str; 9] = [
+    "CreateSandbox",
+    "StartSandbox",
+    "Platform",
+    "StopSandbox",
+    "WaitSandbox",
+    "SandboxStatus",
+    "PingSandbox",
+    "ShutdownSandbox",
+    "SandboxMetrics",
+];
+/// Prepares a sandbox; nothing runs yet.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CreateSandboxRequest {
     #[prost(string, tag = "1")]
@@ -13,26 +39,26 @@ pub struct CreateSandboxRequest {
     pub bundle_path: String,
     #[prost(message, repeated, tag = "3")]
     pub rootfs: Vec<containerd::Mount>,
+    /// What the manager was told about the pod: CRI's `PodSandboxConfig` or runtime options.
     #[prost(message, optional, tag = "4")]
     pub options: Option<google::Any>,
+    /// The network namespace of the pod.
     #[prost(string, tag = "5")]
     pub netns_path: String,
     #[prost(btree_map = "string, string", tag = "6")]
     pub annotations: BTreeMap<String, String>,
 }
 
-/// `containerd.runtime.sandbox.v1.CreateSandboxResponse`
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CreateSandboxResponse {}
 
-/// `containerd.runtime.sandbox.v1.StartSandboxRequest`
+/// Starts the VM.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct StartSandboxRequest {
     #[prost(string, tag = "1")]
     pub sandbox_id: String,
 }
 
-/// `containerd.runtime.sandbox.v1.StartSandboxResponse`
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct StartSandboxResponse {
     #[prost(uint32, tag = "1")]
@@ -43,34 +69,33 @@ pub struct StartSandboxResponse {
     pub spec: Option<google::Any>,
 }
 
-/// `containerd.runtime.sandbox.v1.PlatformRequest`
+/// Asks what the sandbox runs.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PlatformRequest {
     #[prost(string, tag = "1")]
     pub sandbox_id: String,
 }
 
-/// `containerd.runtime.sandbox.v1.PlatformResponse`
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PlatformResponse {
     #[prost(message, optional, tag = "1")]
     pub platform: Option<containerd::Platform>,
 }
 
-/// `containerd.runtime.sandbox.v1.StopSandboxRequest`
+/// Ends every container and the VM.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct StopSandboxRequest {
     #[prost(string, tag = "1")]
     pub sandbox_id: String,
+    /// Seconds to end in an orderly way; 0 leaves it to us.
     #[prost(uint32, tag = "2")]
     pub timeout_secs: u32,
 }
 
-/// `containerd.runtime.sandbox.v1.StopSandboxResponse`
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct StopSandboxResponse {}
 
-/// `containerd.runtime.sandbox.v1.UpdateSandboxRequest`
+/// New limits for the sandbox.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct UpdateSandboxRequest {
     #[prost(string, tag = "1")]
@@ -81,42 +106,42 @@ pub struct UpdateSandboxRequest {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// `containerd.runtime.sandbox.v1.WaitSandboxRequest`
+/// Answered when the sandbox has ended.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct WaitSandboxRequest {
     #[prost(string, tag = "1")]
     pub sandbox_id: String,
 }
 
-/// `containerd.runtime.sandbox.v1.WaitSandboxResponse`
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct WaitSandboxResponse {
+    /// As a shell tells it: 128 + n for signal n.
     #[prost(uint32, tag = "1")]
     pub exit_status: u32,
     #[prost(message, optional, tag = "2")]
     pub exited_at: Option<google::Timestamp>,
 }
 
-/// `containerd.runtime.sandbox.v1.UpdateSandboxResponse`
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct UpdateSandboxResponse {}
 
-/// `containerd.runtime.sandbox.v1.SandboxStatusRequest`
+/// What the sandbox is doing.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct SandboxStatusRequest {
     #[prost(string, tag = "1")]
     pub sandbox_id: String,
+    /// Fill in `info` too.
     #[prost(bool, tag = "2")]
     pub verbose: bool,
 }
 
-/// `containerd.runtime.sandbox.v1.SandboxStatusResponse`
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct SandboxStatusResponse {
     #[prost(string, tag = "1")]
     pub sandbox_id: String,
     #[prost(uint32, tag = "2")]
     pub pid: u32,
+    /// `SANDBOX_READY` or `SANDBOX_NOTREADY`.
     #[prost(string, tag = "3")]
     pub state: String,
     #[prost(btree_map = "string, string", tag = "4")]
@@ -129,36 +154,33 @@ pub struct SandboxStatusResponse {
     pub extra: Option<google::Any>,
 }
 
-/// `containerd.runtime.sandbox.v1.PingRequest`
+/// Is the shim alive?
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PingRequest {
     #[prost(string, tag = "1")]
     pub sandbox_id: String,
 }
 
-/// `containerd.runtime.sandbox.v1.PingResponse`
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PingResponse {}
 
-/// `containerd.runtime.sandbox.v1.ShutdownSandboxRequest`
+/// Asks the shim to end.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ShutdownSandboxRequest {
     #[prost(string, tag = "1")]
     pub sandbox_id: String,
 }
 
-/// `containerd.runtime.sandbox.v1.ShutdownSandboxResponse`
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ShutdownSandboxResponse {}
 
-/// `containerd.runtime.sandbox.v1.SandboxMetricsRequest`
+/// What the sandbox uses.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct SandboxMetricsRequest {
     #[prost(string, tag = "1")]
     pub sandbox_id: String,
 }
 
-/// `containerd.runtime.sandbox.v1.SandboxMetricsResponse`
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct SandboxMetricsResponse {
     #[prost(message, optional, tag = "1")]

@@ -1,87 +1,174 @@
-//! The sandbox and the guest as a whole, and Health.
+//! The sandbox and the guest as a whole: identity, network, processors, clock, health.
 
+use super::super::types;
 use super::Storage;
-/// `grpc.KernelModule`
+
+/// A module to load.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct KernelModule {
     #[prost(string, tag = "1")]
     pub name: String,
+    /// `name=value`, one each.
     #[prost(string, repeated, tag = "2")]
     pub parameters: Vec<String>,
 }
 
-/// `grpc.CreateSandboxRequest`
+/// The pod's identity and what its containers share. The first call.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CreateSandboxRequest {
     #[prost(string, tag = "1")]
     pub hostname: String,
+    /// Lines of resolv.conf.
     #[prost(string, repeated, tag = "2")]
     pub dns: Vec<String>,
+    /// Mounts that containers share.
     #[prost(message, repeated, tag = "3")]
     pub storages: Vec<Storage>,
+    /// The pod shares one PID namespace.
     #[prost(bool, tag = "4")]
     pub sandbox_pidns: bool,
     #[prost(string, tag = "5")]
     pub sandbox_id: String,
+    /// A directory of OCI hooks in the guest image.
     #[prost(string, tag = "6")]
     pub guest_hook_path: String,
+    /// To be loaded first.
     #[prost(message, repeated, tag = "7")]
     pub kernel_modules: Vec<KernelModule>,
 }
 
-/// `grpc.DestroySandboxRequest`
+/// The last call: the guest powers off.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct DestroySandboxRequest {}
 
-/// `grpc.RemoveStaleVirtiofsShareMountsRequest`
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct RemoveStaleVirtiofsShareMountsRequest {}
+pub struct Interfaces {
+    #[prost(message, repeated, tag = "1")]
+    pub interfaces: Vec<types::Interface>,
+}
 
-/// `grpc.OnlineCPUMemRequest`
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Routes {
+    #[prost(message, repeated, tag = "1")]
+    pub routes: Vec<types::Route>,
+}
+
+/// Gives an interface its name and addresses.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct UpdateInterfaceRequest {
+    #[prost(message, optional, tag = "1")]
+    pub interface: Option<types::Interface>,
+}
+
+/// The routes the guest is to have; answered by those it has.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct UpdateRoutesRequest {
+    #[prost(message, optional, tag = "1")]
+    pub routes: Option<Routes>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ListInterfacesRequest {}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ListRoutesRequest {}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ArpNeighbors {
+    #[prost(message, repeated, tag = "1")]
+    pub arp_neighbors: Vec<types::ArpNeighbor>,
+}
+
+/// Neighbours the guest need not ask for.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct AddArpNeighborsRequest {
+    #[prost(message, optional, tag = "1")]
+    pub neighbors: Option<ArpNeighbors>,
+}
+
+/// Refused by name.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct GetIpTablesRequest {
+    #[prost(bool, tag = "1")]
+    pub is_ipv6: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct GetIpTablesResponse {
+    /// As iptables-save prints.
+    #[prost(bytes = "vec", tag = "1")]
+    pub data: Vec<u8>,
+}
+
+/// Refused by name.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SetIpTablesRequest {
+    #[prost(bool, tag = "1")]
+    pub is_ipv6: bool,
+    /// As iptables-restore reads.
+    #[prost(bytes = "vec", tag = "2")]
+    pub data: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SetIpTablesResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    pub data: Vec<u8>,
+}
+
+/// Brings plugged processors and memory online.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct OnlineCpuMemRequest {
+    /// Answer only when `nb_cpus` are online.
     #[prost(bool, tag = "1")]
     pub wait: bool,
+    /// How many more to expect.
     #[prost(uint32, tag = "2")]
     pub nb_cpus: u32,
+    /// Leave memory alone.
     #[prost(bool, tag = "3")]
     pub cpu_only: bool,
 }
 
-/// `grpc.ReseedRandomDevRequest`
+/// Entropy from the host.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ReseedRandomDevRequest {
     #[prost(bytes = "vec", tag = "2")]
     pub data: Vec<u8>,
 }
 
-/// `grpc.AgentDetails`
+/// What this agent is.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct AgentDetails {
     #[prost(string, tag = "1")]
     pub version: String,
+    /// The agent is PID 1.
     #[prost(bool, tag = "2")]
     pub init_daemon: bool,
+    /// Kinds of [`Device`] it knows.
     #[prost(string, repeated, tag = "3")]
     pub device_handlers: Vec<String>,
+    /// Drivers of [`Storage`] it knows.
     #[prost(string, repeated, tag = "4")]
     pub storage_handlers: Vec<String>,
     #[prost(bool, tag = "5")]
     pub supports_seccomp: bool,
+    /// What it can do beyond Kata's protocol, one word each.
     #[prost(string, repeated, tag = "6")]
     pub extra_features: Vec<String>,
 }
 
-/// `grpc.GuestDetailsRequest`
+/// What this guest is.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct GuestDetailsRequest {
+    /// Ask for the size of a memory block.
     #[prost(bool, tag = "1")]
     pub mem_block_size: bool,
+    /// Ask whether memory is announced by hand (not on x86).
     #[prost(bool, tag = "2")]
     pub mem_hotplug_probe: bool,
 }
 
-/// `grpc.GuestDetailsResponse`
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct GuestDetailsResponse {
     #[prost(uint64, tag = "1")]
@@ -92,119 +179,49 @@ pub struct GuestDetailsResponse {
     pub support_mem_hotplug_probe: bool,
 }
 
-/// `grpc.MemHotplugByProbeRequest`
+/// Announces memory by hand (not on x86).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct MemHotplugByProbeRequest {
+    /// Physical addresses.
     #[prost(uint64, repeated, tag = "1")]
     pub mem_hotplug_probe_addr: Vec<u64>,
 }
 
-/// `grpc.SetGuestDateTimeRequest`
+/// The host's clock.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct SetGuestDateTimeRequest {
+    /// Seconds since 1970.
     #[prost(int64, tag = "1")]
     pub sec: i64,
+    /// Microseconds.
     #[prost(int64, tag = "2")]
     pub usec: i64,
 }
 
-/// `grpc.CopyFileRequest`
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct CopyFileRequest {
-    #[prost(string, tag = "1")]
-    pub path: String,
-    #[prost(int64, tag = "2")]
-    pub file_size: i64,
-    #[prost(uint32, tag = "3")]
-    pub file_mode: u32,
-    #[prost(uint32, tag = "4")]
-    pub dir_mode: u32,
-    #[prost(int32, tag = "5")]
-    pub uid: i32,
-    #[prost(int32, tag = "6")]
-    pub gid: i32,
-    #[prost(int64, tag = "7")]
-    pub offset: i64,
-    #[prost(bytes = "vec", tag = "8")]
-    pub data: Vec<u8>,
-}
-
-/// `grpc.GetOOMEventRequest`
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct GetOomEventRequest {}
-
-/// `grpc.OOMEvent`
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct OomEvent {
-    #[prost(string, tag = "1")]
-    pub container_id: String,
-}
-
-/// `grpc.AddSwapRequest`
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct AddSwapRequest {
-    #[prost(uint32, repeated, tag = "1")]
-    pub pci_path: Vec<u32>,
-}
-
-/// `grpc.AddSwapPathRequest`
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct AddSwapPathRequest {
-    #[prost(string, tag = "1")]
-    pub path: String,
-}
-
-/// `grpc.GetMetricsRequest`
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct GetMetricsRequest {}
-
-/// `grpc.Metrics`
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct Metrics {
-    #[prost(string, tag = "1")]
-    pub metrics: String,
-}
-
-/// `grpc.VolumeStatsRequest`
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct VolumeStatsRequest {
-    #[prost(string, tag = "1")]
-    pub volume_guest_path: String,
-}
-
-/// `grpc.ResizeVolumeRequest`
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct ResizeVolumeRequest {
-    #[prost(string, tag = "1")]
-    pub volume_guest_path: String,
-    #[prost(uint64, tag = "2")]
-    pub size: u64,
-}
-
-/// `grpc.SetPolicyRequest`
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct SetPolicyRequest {
+    /// Refused by name: osc has no policy engine.
     #[prost(string, tag = "1")]
     pub policy: String,
 }
 
-/// `grpc.GetDiagnosticDataRequest`
+/// Something for a bug report.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct GetDiagnosticDataRequest {
+    /// What to collect.
     #[prost(string, tag = "1")]
     pub log_type: String,
     #[prost(string, tag = "2")]
     pub container_id: String,
 }
 
-/// `grpc.GetDiagnosticDataResponse`
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct GetDiagnosticDataResponse {
     #[prost(string, tag = "1")]
     pub data: String,
 }
 
-/// `grpc.MemAgentMemcgConfig`
+/// Refused by name.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct MemAgentMemcgConfig {
     #[prost(bool, optional, tag = "1")]
@@ -223,7 +240,7 @@ pub struct MemAgentMemcgConfig {
     pub eviction_run_aging_count_min: Option<u64>,
 }
 
-/// `grpc.MemAgentCompactConfig`
+/// Refused by name.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct MemAgentCompactConfig {
     #[prost(bool, optional, tag = "1")]
@@ -244,8 +261,15 @@ pub struct MemAgentCompactConfig {
     pub compact_force_times: Option<u64>,
 }
 
-/// `grpc.HealthCheckResponseServingStatus`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, prost::Enumeration)]
+/// An empty service name asks for all.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CheckRequest {
+    #[prost(string, tag = "1")]
+    pub service: String,
+}
+
+/// Whether calls are answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
 #[repr(i32)]
 pub enum HealthCheckResponseServingStatus {
     Unknown = 0,
@@ -253,65 +277,17 @@ pub enum HealthCheckResponseServingStatus {
     NotServing = 2,
 }
 
-/// `grpc.CheckRequest`
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct CheckRequest {
-    #[prost(string, tag = "1")]
-    pub service: String,
-}
-
-/// `grpc.HealthCheckResponse`
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct HealthCheckResponse {
+    /// A [`HealthCheckResponseServingStatus`].
     #[prost(enumeration = "HealthCheckResponseServingStatus", tag = "1")]
     pub status: i32,
 }
 
-/// `grpc.VersionCheckResponse`
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct VersionCheckResponse {
     #[prost(string, tag = "1")]
     pub grpc_version: String,
     #[prost(string, tag = "2")]
     pub agent_version: String,
-}
-
-/// `grpc.VolumeUsageUnit`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, prost::Enumeration)]
-#[repr(i32)]
-pub enum VolumeUsageUnit {
-    Unknown = 0,
-    Bytes = 1,
-    Inodes = 2,
-}
-
-/// `grpc.VolumeStatsResponse`
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct VolumeStatsResponse {
-    #[prost(message, repeated, tag = "1")]
-    pub usage: Vec<VolumeUsage>,
-    #[prost(message, optional, tag = "2")]
-    pub volume_condition: Option<VolumeCondition>,
-}
-
-/// `grpc.VolumeUsage`
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct VolumeUsage {
-    #[prost(uint64, tag = "1")]
-    pub available: u64,
-    #[prost(uint64, tag = "2")]
-    pub total: u64,
-    #[prost(uint64, tag = "3")]
-    pub used: u64,
-    #[prost(enumeration = "VolumeUsageUnit", tag = "4")]
-    pub unit: i32,
-}
-
-/// `grpc.VolumeCondition`
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct VolumeCondition {
-    #[prost(bool, tag = "1")]
-    pub abnormal: bool,
-    #[prost(string, tag = "2")]
-    pub message: String,
 }

@@ -1,15 +1,8 @@
-//! Figures of a container.
+//! What a container uses, and how full volumes are.
 
 use std::collections::BTreeMap;
 
-/// `grpc.StatsContainerRequest`
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct StatsContainerRequest {
-    #[prost(string, tag = "1")]
-    pub container_id: String,
-}
-
-/// `grpc.CpuUsage`
+/// Nanoseconds.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CpuUsage {
     #[prost(uint64, tag = "1")]
@@ -22,7 +15,7 @@ pub struct CpuUsage {
     pub usage_in_usermode: u64,
 }
 
-/// `grpc.ThrottlingData`
+/// How often the quota ran out; time in nanoseconds.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ThrottlingData {
     #[prost(uint64, tag = "1")]
@@ -33,7 +26,6 @@ pub struct ThrottlingData {
     pub throttled_time: u64,
 }
 
-/// `grpc.CpuStats`
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CpuStats {
     #[prost(message, optional, tag = "1")]
@@ -42,7 +34,7 @@ pub struct CpuStats {
     pub throttling_data: Option<ThrottlingData>,
 }
 
-/// `grpc.PidsStats`
+/// Tasks, and how many there may be (0: any number).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PidsStats {
     #[prost(uint64, tag = "1")]
@@ -51,7 +43,7 @@ pub struct PidsStats {
     pub limit: u64,
 }
 
-/// `grpc.MemoryData`
+/// Bytes, and how often the limit was hit.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct MemoryData {
     #[prost(uint64, tag = "1")]
@@ -64,7 +56,6 @@ pub struct MemoryData {
     pub limit: u64,
 }
 
-/// `grpc.MemoryStats`
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct MemoryStats {
     #[prost(uint64, tag = "1")]
@@ -75,13 +66,15 @@ pub struct MemoryStats {
     pub swap_usage: Option<MemoryData>,
     #[prost(message, optional, tag = "4")]
     pub kernel_usage: Option<MemoryData>,
+    /// cgroup v1 only.
     #[prost(bool, tag = "5")]
     pub use_hierarchy: bool,
+    /// Lines of `memory.stat`.
     #[prost(btree_map = "string, uint64", tag = "6")]
     pub stats: BTreeMap<String, u64>,
 }
 
-/// `grpc.BlkioStatsEntry`
+/// One counter of one device.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct BlkioStatsEntry {
     #[prost(uint64, tag = "1")]
@@ -94,7 +87,6 @@ pub struct BlkioStatsEntry {
     pub value: u64,
 }
 
-/// `grpc.BlkioStats`
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct BlkioStats {
     #[prost(message, repeated, tag = "1")]
@@ -115,7 +107,7 @@ pub struct BlkioStats {
     pub sectors_recursive: Vec<BlkioStatsEntry>,
 }
 
-/// `grpc.HugetlbStats`
+/// Bytes, and how often the limit was hit.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct HugetlbStats {
     #[prost(uint64, tag = "1")]
@@ -126,7 +118,7 @@ pub struct HugetlbStats {
     pub failcnt: u64,
 }
 
-/// `grpc.CgroupStats`
+/// What the container's cgroup counts.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CgroupStats {
     #[prost(message, optional, tag = "1")]
@@ -137,11 +129,12 @@ pub struct CgroupStats {
     pub pids_stats: Option<PidsStats>,
     #[prost(message, optional, tag = "4")]
     pub blkio_stats: Option<BlkioStats>,
+    /// By page size: `2MB`.
     #[prost(btree_map = "string, message", tag = "5")]
     pub hugetlb_stats: BTreeMap<String, HugetlbStats>,
 }
 
-/// `grpc.NetworkStats`
+/// One interface.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct NetworkStats {
     #[prost(string, tag = "1")]
@@ -164,11 +157,61 @@ pub struct NetworkStats {
     pub tx_dropped: u64,
 }
 
-/// `grpc.StatsContainerResponse`
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct StatsContainerResponse {
     #[prost(message, optional, tag = "1")]
     pub cgroup_stats: Option<CgroupStats>,
     #[prost(message, repeated, tag = "2")]
     pub network_stats: Vec<NetworkStats>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct VolumeStatsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub usage: Vec<VolumeUsage>,
+    #[prost(message, optional, tag = "2")]
+    pub volume_condition: Option<VolumeCondition>,
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum VolumeUsageUnit {
+    Unknown = 0,
+    Bytes = 1,
+    Inodes = 2,
+}
+
+/// How full a volume is in one unit.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct VolumeUsage {
+    #[prost(uint64, tag = "1")]
+    pub available: u64,
+    #[prost(uint64, tag = "2")]
+    pub total: u64,
+    #[prost(uint64, tag = "3")]
+    pub used: u64,
+    /// A [`VolumeUsageUnit`].
+    #[prost(enumeration = "VolumeUsageUnit", tag = "4")]
+    pub unit: i32,
+}
+
+/// Whether it is healthy.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct VolumeCondition {
+    #[prost(bool, tag = "1")]
+    pub abnormal: bool,
+    #[prost(string, tag = "2")]
+    pub message: String,
+}
+
+/// The agent's metrics.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct GetMetricsRequest {}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Metrics {
+    /// In the Prometheus text format.
+    #[prost(string, tag = "1")]
+    pub metrics: String,
 }

@@ -1,12 +1,13 @@
-//! What is Linux about a container.
+//! Namespaces, devices and the like.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{LinuxResources, is_default, or_default};
+use super::json::{is_default, or_default};
+use super::{LinuxResources, LinuxSeccomp};
 
-/// `grpc.Linux`
+/// What only Linux has.
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Linux {
@@ -20,8 +21,9 @@ pub struct Linux {
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub sysctl: BTreeMap<String, String>,
     #[prost(message, optional, tag = "4")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub resources: Option<LinuxResources>,
+    /// A path, or systemd's `slice:prefix:name`.
     #[prost(string, tag = "5")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub cgroups_path: String,
@@ -32,8 +34,9 @@ pub struct Linux {
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub devices: Vec<LinuxDevice>,
     #[prost(message, optional, tag = "8")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub seccomp: Option<LinuxSeccomp>,
+    /// `shared`, `slave`, `private`, `unbindable`, or with an `r` before.
     #[prost(string, tag = "9")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub rootfs_propagation: String,
@@ -47,54 +50,56 @@ pub struct Linux {
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub mount_label: String,
     #[prost(message, optional, tag = "13")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub intel_rdt: Option<LinuxIntelRdt>,
-    /// osc's own: a stock agent skips it.
+    /// osc's own field: a stock agent ignores it.
     #[prost(message, optional, tag = "1000")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub personality: Option<Personality>,
-    /// osc's own: a stock agent skips it.
+    /// By clock: `monotonic`, `boottime`. osc's own field: a stock agent ignores it.
     #[prost(btree_map = "string, message", tag = "1001")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub time_offsets: BTreeMap<String, TimeOffset>,
 }
 
-/// `grpc.LinuxIDMapping`
+/// A range of ids.
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct LinuxIdMapping {
     #[prost(uint32, tag = "1")]
-    #[serde(rename = "hostID", deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(rename = "hostID", deserialize_with = "or_default")]
     pub host_id: u32,
     #[prost(uint32, tag = "2")]
-    #[serde(rename = "containerID", deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(rename = "containerID", deserialize_with = "or_default")]
     pub container_id: u32,
     #[prost(uint32, tag = "3")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "or_default")]
     pub size: u32,
 }
 
-/// `grpc.LinuxNamespace`
+/// A namespace: a new one, or the one at `path`.
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct LinuxNamespace {
+    /// `pid`, `network`, `mount`, `ipc`, `uts`, `user`, `cgroup`, `time`.
     #[prost(string, tag = "1")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "or_default")]
     pub r#type: String,
     #[prost(string, tag = "2")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub path: String,
 }
 
-/// `grpc.LinuxDevice`
+/// A device node.
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct LinuxDevice {
     #[prost(string, tag = "1")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "or_default")]
     pub path: String,
+    /// `c`, `u`, `b` or `p`.
     #[prost(string, tag = "2")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "or_default")]
     pub r#type: String,
     #[prost(int64, tag = "3")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
@@ -102,6 +107,7 @@ pub struct LinuxDevice {
     #[prost(int64, tag = "4")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub minor: i64,
+    /// Permissions.
     #[prost(uint32, tag = "5")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub file_mode: u32,
@@ -113,94 +119,30 @@ pub struct LinuxDevice {
     pub gid: u32,
 }
 
-/// `grpc.LinuxSeccomp`
-#[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct LinuxSeccomp {
-    #[prost(string, tag = "1")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
-    pub default_action: String,
-    #[prost(string, repeated, tag = "2")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
-    pub architectures: Vec<String>,
-    #[prost(string, repeated, tag = "3")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
-    pub flags: Vec<String>,
-    #[prost(message, repeated, tag = "4")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
-    pub syscalls: Vec<LinuxSyscall>,
-    /// osc's own: a stock agent skips it.
-    #[prost(uint32, optional, tag = "1000")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
-    pub default_errno_ret: Option<u32>,
-    /// osc's own: a stock agent skips it.
-    #[prost(string, tag = "1001")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
-    pub listener_path: String,
-    /// osc's own: a stock agent skips it.
-    #[prost(string, tag = "1002")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
-    pub listener_metadata: String,
-}
-
-/// `grpc.LinuxSeccompArg`
-#[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct LinuxSeccompArg {
-    #[prost(uint64, tag = "1")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
-    pub index: u64,
-    #[prost(uint64, tag = "2")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
-    pub value: u64,
-    #[prost(uint64, tag = "3")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
-    pub value_two: u64,
-    #[prost(string, tag = "4")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
-    pub op: String,
-}
-
-/// `grpc.LinuxSyscall`
-#[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct LinuxSyscall {
-    #[prost(string, repeated, tag = "1")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
-    pub names: Vec<String>,
-    #[prost(string, tag = "2")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
-    pub action: String,
-    #[prost(uint32, tag = "3")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
-    pub errno_ret: u32,
-    #[prost(message, repeated, tag = "4")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
-    pub args: Vec<LinuxSeccompArg>,
-}
-
-/// `grpc.LinuxIntelRdt`
+/// Cache allocation; not in a guest.
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct LinuxIntelRdt {
     #[prost(string, tag = "1")]
-    #[serde(rename = "l3CacheSchema", deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub l3_cache_schema: String,
 }
 
-/// osc's own: OCI's `personality`, which the protocol lacks.
+/// personality(2).
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Personality {
+    /// `LINUX` or `LINUX32`.
     #[prost(string, tag = "1")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "or_default")]
     pub domain: String,
+    /// OCI defines none.
     #[prost(string, repeated, tag = "2")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub flags: Vec<String>,
 }
 
-/// osc's own: OCI's `timeOffset`, which the protocol lacks.
+/// What a time namespace adds to a clock.
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct TimeOffset {

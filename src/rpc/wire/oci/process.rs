@@ -1,52 +1,54 @@
-//! The container as a whole: its process, root, mounts and hooks.
+//! The container as a whole, its processes, mounts and hooks.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Linux, LinuxIdMapping, is_default, or_default};
+use super::json::{is_default, or_default};
+use super::{Linux, LinuxIdMapping};
 
-/// `grpc.Spec`
+/// A container's `config.json`.
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Spec {
     #[prost(string, tag = "1")]
-    #[serde(rename = "ociVersion", deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(rename = "ociVersion", deserialize_with = "or_default")]
     pub version: String,
     #[prost(message, optional, tag = "2")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub process: Option<Process>,
     #[prost(message, optional, tag = "3")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub root: Option<Root>,
     #[prost(string, tag = "4")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub hostname: String,
+    /// Mounted in this order.
     #[prost(message, repeated, tag = "5")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub mounts: Vec<Mount>,
     #[prost(message, optional, tag = "6")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub hooks: Option<Hooks>,
     #[prost(btree_map = "string, string", tag = "7")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub annotations: BTreeMap<String, String>,
     #[prost(message, optional, tag = "8")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub linux: Option<Linux>,
     #[prost(message, optional, tag = "9")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(skip)]
     pub solaris: Option<Solaris>,
     #[prost(message, optional, tag = "10")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(skip)]
     pub windows: Option<Windows>,
-    /// osc's own: a stock agent skips it.
+    /// The NIS domain name. osc's own field: a stock agent ignores it.
     #[prost(string, tag = "1000")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub domainname: String,
 }
 
-/// `grpc.Process`
+/// A process: the first of a container, or an exec.
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Process {
@@ -54,22 +56,26 @@ pub struct Process {
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub terminal: bool,
     #[prost(message, optional, tag = "2")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub console_size: Option<Box>,
+    /// Unset reads as root.
     #[prost(message, optional, tag = "3")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<User>,
     #[prost(string, repeated, tag = "4")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub args: Vec<String>,
+    /// `NAME=value`.
     #[prost(string, repeated, tag = "5")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub env: Vec<String>,
+    /// Absolute.
     #[prost(string, tag = "6")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "or_default")]
     pub cwd: String,
+    /// Unset means: as the runtime has them.
     #[prost(message, optional, tag = "7")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub capabilities: Option<LinuxCapabilities>,
     #[prost(message, repeated, tag = "8")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
@@ -80,57 +86,59 @@ pub struct Process {
     #[prost(string, tag = "10")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub apparmor_profile: String,
+    /// -1000 to 1000.
     #[prost(int64, tag = "11")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub oom_score_adj: i64,
     #[prost(string, tag = "12")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub selinux_label: String,
-    /// osc's own: a stock agent skips it.
+    /// osc's own field: a stock agent ignores it.
     #[prost(message, optional, tag = "1000")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub scheduler: Option<Scheduler>,
-    /// osc's own: a stock agent skips it.
+    /// osc's own field: a stock agent ignores it.
     #[prost(message, optional, tag = "1001")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub io_priority: Option<IoPriority>,
 }
 
-/// `grpc.Box`
+/// A terminal's size, characters.
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Box {
     #[prost(uint32, tag = "1")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "or_default")]
     pub height: u32,
     #[prost(uint32, tag = "2")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "or_default")]
     pub width: u32,
 }
 
-/// `grpc.User`
+/// Who a process runs as.
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct User {
     #[prost(uint32, tag = "1")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "or_default")]
     pub uid: u32,
     #[prost(uint32, tag = "2")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "or_default")]
     pub gid: u32,
     #[prost(uint32, repeated, tag = "3")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub additional_gids: Vec<u32>,
+    /// Windows only in OCI; Kata's shims never set it.
     #[prost(string, tag = "4")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub username: String,
-    /// osc's own: a stock agent skips it.
+    /// Unset means 0022. osc's own field: a stock agent ignores it.
     #[prost(uint32, optional, tag = "1000")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub umask: Option<u32>,
 }
 
-/// `grpc.LinuxCapabilities`
+/// Capability sets, by name: `CAP_CHOWN`.
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct LinuxCapabilities {
@@ -151,27 +159,87 @@ pub struct LinuxCapabilities {
     pub ambient: Vec<String>,
 }
 
-/// `grpc.POSIXRlimit`
+/// A resource limit.
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct PosixRlimit {
+    /// `RLIMIT_NOFILE`.
     #[prost(string, tag = "1")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "or_default")]
     pub r#type: String,
+    /// RLIM_INFINITY is `u64::MAX`.
     #[prost(uint64, tag = "2")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "or_default")]
     pub hard: u64,
     #[prost(uint64, tag = "3")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "or_default")]
     pub soft: u64,
 }
 
-/// `grpc.Mount`
+/// sched_setattr(2).
+#[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Scheduler {
+    /// `SCHED_OTHER` and its kin.
+    #[prost(string, tag = "1")]
+    #[serde(deserialize_with = "or_default")]
+    pub policy: String,
+    #[prost(int32, tag = "2")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub nice: i32,
+    #[prost(int32, tag = "3")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub priority: i32,
+    /// `SCHED_FLAG_RESET_ON_FORK` and its kin.
+    #[prost(string, repeated, tag = "4")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub flags: Vec<String>,
+    /// Nanoseconds. Likewise the next two.
+    #[prost(uint64, tag = "5")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub runtime: u64,
+    #[prost(uint64, tag = "6")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub deadline: u64,
+    #[prost(uint64, tag = "7")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub period: u64,
+}
+
+/// ioprio_set(2).
+#[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct IoPriority {
+    /// `IOPRIO_CLASS_BE` and its kin.
+    #[prost(string, tag = "1")]
+    #[serde(deserialize_with = "or_default")]
+    pub class: String,
+    /// 0 (first) to 7.
+    #[prost(int32, tag = "2")]
+    #[serde(deserialize_with = "or_default")]
+    pub priority: i32,
+}
+
+/// The container's root file system.
+#[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Root {
+    /// Absolute, or below the bundle.
+    #[prost(string, tag = "1")]
+    #[serde(deserialize_with = "or_default")]
+    pub path: String,
+    #[prost(bool, tag = "2")]
+    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    pub readonly: bool,
+}
+
+/// A mount in the container.
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Mount {
+    /// In the container.
     #[prost(string, tag = "1")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "or_default")]
     pub destination: String,
     #[prost(string, tag = "2")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
@@ -179,32 +247,21 @@ pub struct Mount {
     #[prost(string, tag = "3")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub r#type: String,
+    /// As in fstab, one word each.
     #[prost(string, repeated, tag = "4")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub options: Vec<String>,
-    /// osc's own: a stock agent skips it.
+    /// An id-mapped mount. Likewise the next. osc's own field: a stock agent ignores it.
     #[prost(message, repeated, tag = "1000")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub uid_mappings: Vec<LinuxIdMapping>,
-    /// osc's own: a stock agent skips it.
+    /// osc's own field: a stock agent ignores it.
     #[prost(message, repeated, tag = "1001")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub gid_mappings: Vec<LinuxIdMapping>,
 }
 
-/// `grpc.Root`
-#[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct Root {
-    #[prost(string, tag = "1")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
-    pub path: String,
-    #[prost(bool, tag = "2")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
-    pub readonly: bool,
-}
-
-/// `grpc.Hooks`
+/// Programs to run at points of a container's life.
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Hooks {
@@ -228,25 +285,27 @@ pub struct Hooks {
     pub start_container: Vec<Hook>,
 }
 
-/// `grpc.Hook`
+/// A program that gets the container's state on stdin.
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Hook {
     #[prost(string, tag = "1")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
+    #[serde(deserialize_with = "or_default")]
     pub path: String,
+    /// argv, `argv[0]` included.
     #[prost(string, repeated, tag = "2")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub args: Vec<String>,
     #[prost(string, repeated, tag = "3")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub env: Vec<String>,
+    /// Seconds.
     #[prost(int64, tag = "4")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub timeout: i64,
 }
 
-/// `grpc.Windows`
+/// Not for us.
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Windows {
@@ -255,50 +314,11 @@ pub struct Windows {
     pub dummy: String,
 }
 
-/// `grpc.Solaris`
+/// Not for us.
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Solaris {
     #[prost(string, tag = "1")]
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
     pub dummy: String,
-}
-
-/// osc's own: OCI's `scheduler`, which the protocol lacks.
-#[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct Scheduler {
-    #[prost(string, tag = "1")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
-    pub policy: String,
-    #[prost(int32, tag = "2")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
-    pub nice: i32,
-    #[prost(int32, tag = "3")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
-    pub priority: i32,
-    #[prost(string, repeated, tag = "4")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
-    pub flags: Vec<String>,
-    #[prost(uint64, tag = "5")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
-    pub runtime: u64,
-    #[prost(uint64, tag = "6")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
-    pub deadline: u64,
-    #[prost(uint64, tag = "7")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
-    pub period: u64,
-}
-
-/// osc's own: OCI's `ioPriority`, which the protocol lacks.
-#[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct IoPriority {
-    #[prost(string, tag = "1")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
-    pub class: String,
-    #[prost(int32, tag = "2")]
-    #[serde(deserialize_with = "or_default", skip_serializing_if = "is_default")]
-    pub priority: i32,
 }

@@ -3,10 +3,15 @@
 //! Knows nothing of what is above it: a [`Stream`] comes in, calls go out. Facts: containerd's ttrpc protocol; the
 //! numbers of every message are in [`wire`].
 
+mod client;
+pub mod frame;
 pub mod mux;
+mod server;
 mod status;
 mod stream;
 pub mod wire;
 
+pub use client::Client;
+pub use server::{Context, Server, Service, unary};
 pub use status::{Code, Status};
 pub use stream::Stream;

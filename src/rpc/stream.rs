@@ -1,6 +1,7 @@
 //! A byte stream between host and guest, whatever carries it.
 
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
@@ -13,6 +14,9 @@ pub enum Stream {
     Socket(UnixStream),
     /// A stream of the mux.
     Mux(MuxStream),
+    /// A port of virtio-serial as the guest sees it: a device, on which no socket call works. It is never closed: there is
+    /// one for the life of the VM.
+    File(File),
 }
 
 impl Stream {
@@ -20,6 +24,7 @@ impl Stream {
         Ok(match self {
             Stream::Socket(s) => Stream::Socket(s.try_clone()?),
             Stream::Mux(s) => Stream::Mux(s.clone()),
+            Stream::File(f) => Stream::File(f.try_clone()?),
         })
     }
 
@@ -29,13 +34,14 @@ impl Stream {
         match self {
             Stream::Socket(s) => s.shutdown(how),
             Stream::Mux(s) => s.shutdown(how),
+            Stream::File(_) => Ok(()),
         }
     }
 
     /// The number by which the guest knows this stream (`stdin_port` and its kin), where the carrier has one.
     pub fn id(&self) -> Option<u32> {
         match self {
-            Stream::Socket(_) => None,
+            Stream::Socket(_) | Stream::File(_) => None,
             Stream::Mux(s) => Some(s.id()),
         }
     }
@@ -47,11 +53,18 @@ impl From<UnixStream> for Stream {
     }
 }
 
+impl From<File> for Stream {
+    fn from(f: File) -> Stream {
+        Stream::File(f)
+    }
+}
+
 impl Read for Stream {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self {
             Stream::Socket(s) => s.read(buf),
             Stream::Mux(s) => s.read(buf),
+            Stream::File(f) => f.read(buf),
         }
     }
 }
@@ -61,6 +74,15 @@ impl Write for Stream {
         match self {
             Stream::Socket(s) => s.write(buf),
             Stream::Mux(s) => s.write(buf),
+            Stream::File(f) => f.write(buf),
+        }
+    }
+
+    fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Stream::Socket(s) => s.write_vectored(bufs),
+            Stream::Mux(s) => s.write_vectored(bufs),
+            Stream::File(f) => f.write_vectored(bufs),
         }
     }
 

@@ -2,10 +2,14 @@
 
 pub mod boot;
 pub mod container;
+pub mod guest;
 pub mod modules;
+pub mod oom;
 pub mod power;
 pub mod reaper;
+pub mod service;
 pub mod stdio;
+pub mod storage;
 pub mod streams;
 #[cfg(test)]
 pub mod testing;

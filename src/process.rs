@@ -44,13 +44,25 @@ pub struct Spawn {
     pub death_signal: Option<i32>,
     /// uid and gid to run as, with no supplementary groups.
     pub ids: Option<(u32, u32)>,
+    /// The network namespace it runs in.
+    pub netns: Option<OwnedFd>,
 }
 
 impl Spawn {
     pub fn new(program: impl Into<PathBuf>) -> Spawn {
         let program = program.into();
         let arg0 = c_string(program.as_os_str());
-        Spawn { program, args: vec![arg0], env: None, fds: Vec::new(), cwd: None, session: Session::Inherit, death_signal: None, ids: None }
+        Spawn {
+            program,
+            args: vec![arg0],
+            env: None,
+            fds: Vec::new(),
+            cwd: None,
+            session: Session::Inherit,
+            death_signal: None,
+            ids: None,
+            netns: None,
+        }
     }
 
     pub fn arg0(mut self, name: impl AsRef<OsStr>) -> Spawn {
@@ -210,7 +222,8 @@ fn from_lasting_thread(spawn: Spawn) -> io::Result<Child> {
 }
 
 /// The steps of a child on its way to exec; the number travels through the pipe.
-const STEPS: [&str; 9] = ["fork", "setsid", "terminal", "descriptors", "directory", "identity", "death signal", "exec", "setpgid"];
+const STEPS: [&str; 10] =
+    ["fork", "setsid", "terminal", "descriptors", "directory", "identity", "death signal", "exec", "setpgid", "network namespace"];
 
 fn fork_exec(s: &Spawn) -> io::Result<Child> {
     let program = c_string(s.program.as_os_str());
@@ -316,6 +329,11 @@ unsafe fn child(
                 if libc::setsid() < 0 {
                     fail(1)
                 }
+            }
+        }
+        if let Some(netns) = &s.netns {
+            if libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) != 0 {
+                fail(9)
             }
         }
         // Park every source above the targets, so that no dup2 overwrites one that is still needed.

@@ -1,10 +1,12 @@
 //! The guest: PID 1, containers, storage, hotplug. Knows neither the shim nor the VM it runs in.
 
 pub mod boot;
+pub mod channel;
 pub mod container;
 pub mod guest;
 pub mod modules;
 pub mod oom;
+pub mod port;
 pub mod power;
 pub mod reaper;
 pub mod service;
@@ -18,6 +20,7 @@ pub mod uevent;
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use crate::error::{At, Result, Stage};
 
@@ -45,15 +48,18 @@ fn run() -> Result<Infallible> {
     log_to_console();
 
     // Devices: whoever waits for one must listen before the drivers come.
-    let _events = uevent::Uevents::start().at(Stage::Agent, || "device events")?;
-    let modules = modules::Modules::new(modules::DIR);
+    let events = uevent::Uevents::start().at(Stage::Agent, || "device events")?;
+    let modules = Arc::new(modules::Modules::new(modules::DIR));
     for failed in modules.load_core() {
         log::error!("{failed}");
     }
 
     // Processes: from here on nothing else may wait for one.
-    let _reaper = reaper::Reaper::start();
+    let guest = guest::Guest::new(modules, events, reaper::Reaper::start()).at(Stage::Agent, || "containers")?;
     boot::settle();
+
+    // The host may call.
+    channel::Channel::new(Arc::new(guest)).listen();
     log::info!("agent {} ready {} ms after the kernel", crate::VERSION, uptime_ms());
     power::off_on_signal()
 }

@@ -13,12 +13,10 @@ mod sandbox;
 
 use std::sync::Arc;
 
-use prost::Message;
-
 use super::guest::Guest;
 use crate::rpc::wire::agent::{self, CheckRequest, HealthCheckResponse, VersionCheckResponse};
 use crate::rpc::wire::google::Empty;
-use crate::rpc::{Code, Status};
+use crate::rpc::{Code, Context, Service, Status, unary};
 
 /// The version of the protocol that Kata's shims expect in `VersionCheckResponse`.
 const PROTOCOL: &str = "0.0.1";
@@ -26,21 +24,29 @@ const PROTOCOL: &str = "0.0.1";
 /// `HealthCheckResponse.ServingStatus`.
 const SERVING: i32 = 1;
 
-/// The service. Clones share the guest.
-#[derive(Clone)]
+/// The service.
 pub struct AgentService {
     guest: Arc<Guest>,
 }
 
 type Answer<T> = Result<T, Status>;
 
+impl Service for AgentService {
+    fn names(&self) -> &[&'static str] {
+        &[agent::SERVICE, agent::HEALTH]
+    }
+
+    fn call(&self, context: &Context, method: &str, payload: &[u8]) -> Answer<Vec<u8>> {
+        self.answer(&context.service, method, payload)
+    }
+}
+
 impl AgentService {
     pub fn new(guest: Arc<Guest>) -> AgentService {
         AgentService { guest }
     }
 
-    /// Answers one call: `payload` is the request's message, the result the response's.
-    pub fn answer(&self, service: &str, method: &str, payload: &[u8]) -> Answer<Vec<u8>> {
+    fn answer(&self, service: &str, method: &str, payload: &[u8]) -> Answer<Vec<u8>> {
         match service {
             agent::SERVICE => self.agent(method, payload),
             agent::HEALTH => self.health(method, payload),
@@ -52,8 +58,8 @@ impl AgentService {
 
     fn health(&self, method: &str, payload: &[u8]) -> Answer<Vec<u8>> {
         match method {
-            "Check" => typed(payload, |_: CheckRequest| Ok(HealthCheckResponse { status: SERVING })),
-            "Version" => typed(payload, |_: CheckRequest| {
+            "Check" => unary(payload, |_: CheckRequest| Ok(HealthCheckResponse { status: SERVING })),
+            "Version" => unary(payload, |_: CheckRequest| {
                 Ok(VersionCheckResponse { grpc_version: PROTOCOL.into(), agent_version: env!("CARGO_PKG_VERSION").into() })
             }),
             _ => unknown(agent::HEALTH, method),
@@ -62,36 +68,36 @@ impl AgentService {
 
     fn agent(&self, method: &str, p: &[u8]) -> Answer<Vec<u8>> {
         match method {
-            "CreateContainer" => typed(p, |r| self.create_container(r)),
-            "StartContainer" => typed(p, |r| self.start_container(r)),
-            "RemoveContainer" => typed(p, |r| self.remove_container(r)),
-            "UpdateContainer" => typed(p, |r| self.update_container(r)),
-            "StatsContainer" => typed(p, |r| self.stats_container(r)),
-            "PauseContainer" => typed(p, |r| self.pause_container(r)),
-            "ResumeContainer" => typed(p, |r| self.resume_container(r)),
+            "CreateContainer" => unary(p, |r| self.create_container(r)),
+            "StartContainer" => unary(p, |r| self.start_container(r)),
+            "RemoveContainer" => unary(p, |r| self.remove_container(r)),
+            "UpdateContainer" => unary(p, |r| self.update_container(r)),
+            "StatsContainer" => unary(p, |r| self.stats_container(r)),
+            "PauseContainer" => unary(p, |r| self.pause_container(r)),
+            "ResumeContainer" => unary(p, |r| self.resume_container(r)),
 
-            "ExecProcess" => typed(p, |r| self.exec_process(r)),
-            "SignalProcess" => typed(p, |r| self.signal_process(r)),
-            "WaitProcess" => typed(p, |r| self.wait_process(r)),
-            "WriteStdin" => typed(p, |r| self.write_stdin(r)),
-            "ReadStdout" => typed(p, |r| self.read_stdout(r)),
-            "ReadStderr" => typed(p, |r| self.read_stderr(r)),
-            "CloseStdin" => typed(p, |r| self.close_stdin(r)),
-            "TtyWinResize" => typed(p, |r| self.tty_win_resize(r)),
+            "ExecProcess" => unary(p, |r| self.exec_process(r)),
+            "SignalProcess" => unary(p, |r| self.signal_process(r)),
+            "WaitProcess" => unary(p, |r| self.wait_process(r)),
+            "WriteStdin" => unary(p, |r| self.write_stdin(r)),
+            "ReadStdout" => unary(p, |r| self.read_stdout(r)),
+            "ReadStderr" => unary(p, |r| self.read_stderr(r)),
+            "CloseStdin" => unary(p, |r| self.close_stdin(r)),
+            "TtyWinResize" => unary(p, |r| self.tty_win_resize(r)),
 
-            "CreateSandbox" => typed(p, |r| self.create_sandbox(r)),
-            "DestroySandbox" => typed(p, |r| self.destroy_sandbox(r)),
-            "GetGuestDetails" => typed(p, |r| self.guest_details(r)),
-            "SetGuestDateTime" => typed(p, |r| self.set_date_time(r)),
-            "ReseedRandomDev" => typed(p, |r| self.reseed(r)),
-            "OnlineCPUMem" => typed(p, |r| self.online_cpu_mem(r)),
-            "GetOOMEvent" => typed(p, |r| self.oom_event(r)),
-            "GetMetrics" => typed(p, |r| self.metrics(r)),
+            "CreateSandbox" => unary(p, |r| self.create_sandbox(r)),
+            "DestroySandbox" => unary(p, |r| self.destroy_sandbox(r)),
+            "GetGuestDetails" => unary(p, |r| self.guest_details(r)),
+            "SetGuestDateTime" => unary(p, |r| self.set_date_time(r)),
+            "ReseedRandomDev" => unary(p, |r| self.reseed(r)),
+            "OnlineCPUMem" => unary(p, |r| self.online_cpu_mem(r)),
+            "GetOOMEvent" => unary(p, |r| self.oom_event(r)),
+            "GetMetrics" => unary(p, |r| self.metrics(r)),
 
-            "CopyFile" => typed(p, |r| self.copy_file(r)),
-            "UpdateEphemeralMounts" => typed(p, |r| self.update_ephemeral_mounts(r)),
-            "GetVolumeStats" => typed(p, |r| self.volume_stats(r)),
-            "RemoveStaleVirtiofsShareMounts" => typed(p, |r| self.remove_stale_mounts(r)),
+            "CopyFile" => unary(p, |r| self.copy_file(r)),
+            "UpdateEphemeralMounts" => unary(p, |r| self.update_ephemeral_mounts(r)),
+            "GetVolumeStats" => unary(p, |r| self.volume_stats(r)),
+            "RemoveStaleVirtiofsShareMounts" => unary(p, |r| self.remove_stale_mounts(r)),
             _ => match REFUSED.iter().find(|(name, _)| *name == method) {
                 Some((_, why)) => Err(Status::new(Code::Unimplemented, format!("{method}: {why}"))),
                 None => unknown(agent::SERVICE, method),
@@ -125,12 +131,6 @@ const SWAP: &str = "the guest has no swap; raise the container's memory limit";
 
 fn unknown(service: &str, method: &str) -> Answer<Vec<u8>> {
     Err(Status::new(Code::Unimplemented, format!("{service} has no method {method}")))
-}
-
-/// Decodes the request, encodes the answer.
-fn typed<Q: Message + Default, A: Message>(payload: &[u8], serve: impl FnOnce(Q) -> Answer<A>) -> Answer<Vec<u8>> {
-    let request = Q::decode(payload).map_err(|e| Status::new(Code::InvalidArgument, format!("the request is malformed: {e}")))?;
-    serve(request).map(|answer| answer.encode_to_vec())
 }
 
 const DONE: Answer<Empty> = Ok(Empty {});

@@ -4,6 +4,7 @@ use crate::agent::reaper::Reaper;
 use crate::agent::testing::in_own_process;
 use crate::agent::uevent::Uevents;
 use crate::rpc::wire::agent::*;
+use prost::Message;
 
 fn with_service(test: &str, body: impl FnOnce(&AgentService)) {
     in_own_process(&format!("agent::service::tests::{test}"), || {

@@ -154,15 +154,16 @@ impl Mux {
     }
 
     /// The next stream that the other side opened, with its port. Dropping it refuses it, as [`MuxStream::reset`] does in
-    /// a way that the other side can tell from an empty stream. `None` when the channel ends.
+    /// a way that the other side can tell from an empty stream. `None` when the channel has ended, after the
+    /// streams that came before its end: what arrived on them can be read.
     pub fn accept(&self) -> Option<(u32, MuxStream)> {
         let mut table = self.core.table();
         loop {
-            if table.ended.is_some() {
-                return None;
-            }
             if let Some(next) = table.inbox.pop_front() {
                 return Some(next);
+            }
+            if table.ended.is_some() {
+                return None;
             }
             table = self.core.arrived.wait(table).unwrap_or_else(|p| p.into_inner());
         }
@@ -171,6 +172,9 @@ impl Mux {
     /// Ends the channel and every stream on it.
     pub fn close(&self) {
         self.core.end("closed by us");
+        let unaccepted = std::mem::take(&mut self.core.table().inbox);
+        // Dropped outside the lock, which a stream's own drop takes.
+        drop(unaccepted);
     }
 }
 
@@ -224,13 +228,13 @@ impl Core {
     }
 
     fn end(&self, why: &str) {
-        let (streams, inbox) = {
+        let streams = {
             let mut table = self.table();
             if table.ended.is_some() {
                 return;
             }
             table.ended = Some(why.to_owned());
-            (std::mem::take(&mut table.streams), std::mem::take(&mut table.inbox))
+            std::mem::take(&mut table.streams)
         };
         // Wakes our reading thread and a writer that waits for the channel, and lets a peer that broke the rules go.
         let _ = self.channel.shutdown(Shutdown::Both);
@@ -238,8 +242,6 @@ impl Core {
         for shared in streams.into_values() {
             shared.gone(why);
         }
-        // Dropped outside the lock, which a stream's own drop takes.
-        drop(inbox);
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::rpc::Stream;
+use crate::rpc::wire::agent::NO_STREAM;
 use crate::vm::{Vm, port};
 
 /// One read, one frame of the mux, one write.
@@ -45,9 +46,9 @@ impl Streams {
         Ok(Streams { stdin: dial(stdio.stdin.is_some())?, stdout: dial(stdio.stdout.is_some())?, stderr: dial(stdio.stderr.is_some())? })
     }
 
-    /// (stdin_port, stdout_port, stderr_port): 0 is none.
+    /// (stdin_port, stdout_port, stderr_port).
     pub fn ports(&self) -> (u32, u32, u32) {
-        let id = |s: &Option<Stream>| s.as_ref().and_then(Stream::id).unwrap_or(0);
+        let id = |s: &Option<Stream>| s.as_ref().and_then(Stream::id).unwrap_or(NO_STREAM);
         (id(&self.stdin), id(&self.stdout), id(&self.stderr))
     }
 }

@@ -3,12 +3,14 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, lchown};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{Host, Options, device, owner};
+use crate::agent::boot::KATA_RUN;
 use crate::rpc::wire::agent::Storage;
 
-type Mount = fn(&Host, &Storage, &Path) -> io::Result<()>;
+/// Answers what else it mounted, to be unmounted after the storage itself.
+type Mount = fn(&Host, &Storage, &Path) -> io::Result<Option<PathBuf>>;
 
 /// A way to bring something to a mount point.
 pub struct Driver {
@@ -39,25 +41,25 @@ const GROUP: &str = "fsgid=";
 const CREATE_DIRECTORY: &str = "io.katacontainers.volume.overlayfs.create_directory=";
 
 /// `source` is the tag.
-fn virtio_fs(host: &Host, storage: &Storage, at: &Path) -> io::Result<()> {
+fn virtio_fs(host: &Host, storage: &Storage, at: &Path) -> io::Result<Option<PathBuf>> {
     host.modules.need("virtiofs").map_err(io::Error::other)?;
     fs::create_dir_all(at)?;
-    Options::parse(&storage.options).mount(&storage.source, at, "virtiofs")
+    Options::parse(&storage.options).mount(&storage.source, at, "virtiofs").map(|()| None)
 }
 
 /// A tmpfs or hugetlbfs: `size=`, `mode=`, `fsgid=`.
-fn ephemeral(host: &Host, storage: &Storage, at: &Path) -> io::Result<()> {
+fn ephemeral(host: &Host, storage: &Storage, at: &Path) -> io::Result<Option<PathBuf>> {
     let mut options = Options::parse(&storage.options);
     let group = take_group(&mut options.data)?;
     let kind = if storage.fstype.is_empty() { "tmpfs" } else { &storage.fstype };
     file_system(host, kind)?;
     fs::create_dir_all(at)?;
     options.mount(&storage.source, at, kind)?;
-    own(at, group)
+    own(at, group).inspect_err(|_| super::unmount(at)).map(|()| None)
 }
 
 /// A directory of the guest's own: `mode=` (octal), `fsgid=`.
-fn local(_: &Host, storage: &Storage, at: &Path) -> io::Result<()> {
+fn local(_: &Host, storage: &Storage, at: &Path) -> io::Result<Option<PathBuf>> {
     let mut options = Options::parse(&storage.options);
     let group = take_group(&mut options.data)?;
     fs::create_dir_all(at)?;
@@ -65,37 +67,54 @@ fn local(_: &Host, storage: &Storage, at: &Path) -> io::Result<()> {
         let mode = u32::from_str_radix(mode, 8).map_err(|_| invalid(format!("mode={mode} is not octal")))?;
         fs::set_permissions(at, fs::Permissions::from_mode(mode))?;
     }
-    own(at, group)
+    own(at, group).map(|()| None)
 }
 
-fn bind(_: &Host, storage: &Storage, at: &Path) -> io::Result<()> {
+fn bind(_: &Host, storage: &Storage, at: &Path) -> io::Result<Option<PathBuf>> {
     make_like(Path::new(&storage.source), at)?;
     let mut options = Options::parse(&storage.options);
     options.bind = true;
-    options.mount(&storage.source, at, "bind")
+    options.mount(&storage.source, at, "bind").map(|()| None)
 }
 
-/// Missing upper and work directories are made: they lie on a tmpfs of the guest, where nobody else could.
-fn overlay(host: &Host, storage: &Storage, at: &Path) -> io::Result<()> {
+/// Missing upper and work directories are made: they lie on a tmpfs of the guest, where nobody else could. Where their parent
+/// is missing too, it is a tmpfs of its own: what the container wrote then goes at once with it, however much it was.
+fn overlay(host: &Host, storage: &Storage, at: &Path) -> io::Result<Option<PathBuf>> {
     host.modules.need("overlay").map_err(io::Error::other)?;
     for directory in storage.driver_options.iter().filter_map(|o| o.strip_prefix(CREATE_DIRECTORY)) {
         fs::create_dir_all(directory)?;
     }
     let options = Options::parse(&storage.options);
-    for directory in options.data.iter().filter_map(|o| o.strip_prefix("upperdir=").or_else(|| o.strip_prefix("workdir="))) {
-        fs::create_dir_all(directory)?;
+    let directory = |key: &str| options.data.iter().find_map(|o| o.strip_prefix(key)).map(Path::new);
+    let (upper, work) = (directory("upperdir="), directory("workdir="));
+    let scratch = match (upper.and_then(Path::parent), work.and_then(Path::parent)) {
+        (Some(a), Some(b)) if a == b && a.starts_with(KATA_RUN) && !a.exists() => Some(a.to_path_buf()),
+        _ => None,
+    };
+    if let Some(scratch) = &scratch {
+        fs::create_dir_all(scratch)?;
+        Options::parse(&["mode=0755", "size=0", "nr_inodes=0"]).mount("scratch", scratch, "tmpfs")?;
     }
-    fs::create_dir_all(at)?;
-    let source = if storage.source.is_empty() { "overlay" } else { &storage.source };
-    options.mount(source, at, "overlay")
+    let mounted = (|| {
+        for directory in upper.iter().chain(&work) {
+            fs::create_dir_all(directory)?;
+        }
+        fs::create_dir_all(at)?;
+        let source = if storage.source.is_empty() { "overlay" } else { &storage.source };
+        options.mount(source, at, "overlay")
+    })();
+    if let (Err(_), Some(scratch)) = (&mounted, &scratch) {
+        super::unmount(scratch);
+    }
+    mounted.map(|()| scratch)
 }
 
 /// A file system on a disk, which may have been plugged a moment ago.
-fn disk(host: &Host, storage: &Storage, at: &Path) -> io::Result<()> {
+fn disk(host: &Host, storage: &Storage, at: &Path) -> io::Result<Option<PathBuf>> {
     let node = device::find(host, &storage.driver, &storage.source)?;
     file_system(host, &storage.fstype)?;
     fs::create_dir_all(at)?;
-    Options::parse(&storage.options).mount(&node.to_string_lossy(), at, &storage.fstype)
+    Options::parse(&storage.options).mount(&node.to_string_lossy(), at, &storage.fstype).map(|()| None)
 }
 
 /// Gives the volume to its fsGroup, where it has one.

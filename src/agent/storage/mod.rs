@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use super::boot::KATA_RUN;
 use super::modules::Modules;
 use super::uevent::Uevents;
 use crate::rpc::wire::agent::Storage;
@@ -42,6 +43,8 @@ struct State {
     mounted: bool,
     /// Stays when its last container goes.
     pods: bool,
+    /// What the driver mounted besides.
+    below: Option<PathBuf>,
 }
 
 /// A storage in use. Letting go of the last one unmounts it.
@@ -84,10 +87,14 @@ impl Storages {
                 continue;
             }
             if !state.mounted {
-                if let Err(e) = (driver.mount)(&self.host, storage, &path).and_then(|()| drivers::give_to_group(storage, &path)) {
-                    let _ = crate::fs::mount::detach(&path);
-                    self.lock().remove(&path);
-                    return Err(Status::new(Code::Internal, format!("storage {} at {}: {e}", driver.name, path.display())));
+                match (driver.mount)(&self.host, storage, &path) {
+                    Ok(below) => state.below = below,
+                    Err(e) => return Err(self.not_mounted(driver.name, &path, &e)),
+                }
+                if let Err(e) = drivers::give_to_group(storage, &path) {
+                    unmount(&path);
+                    state.below.take().inspect(|below| unmount(below));
+                    return Err(self.not_mounted(driver.name, &path, &e));
                 }
                 (state.mounted, state.pods) = (true, driver.pods);
             }
@@ -97,10 +104,21 @@ impl Storages {
         }
     }
 
+    fn not_mounted(&self, driver: &str, path: &Path, e: &std::io::Error) -> Status {
+        self.lock().remove(path);
+        Status::new(Code::Internal, format!("storage {driver} at {}: {e}", path.display()))
+    }
+
     /// Unmounts what is left, the latest first: the pod's own storages, and containers' that were not removed.
     pub fn clear(&self) {
         let slots: Vec<(PathBuf, Arc<Slot>)> = self.lock().drain().collect();
-        let mut paths: Vec<PathBuf> = slots.into_iter().filter(|(_, slot)| lock(&slot.0).mounted).map(|(path, _)| path).collect();
+        let mut paths: Vec<PathBuf> = Vec::new();
+        for (path, slot) in slots {
+            let mut state = lock(&slot.0);
+            if std::mem::take(&mut state.mounted) {
+                paths.extend([Some(path), state.below.take()].into_iter().flatten());
+            }
+        }
         // A mount below another has the longer path.
         paths.sort_by_key(|p| std::cmp::Reverse(p.as_os_str().len()));
         for path in paths {
@@ -131,6 +149,7 @@ impl Drop for InUse {
         if state.users == 0 && state.mounted && !state.pods {
             state.mounted = false;
             unmount(&self.path);
+            state.below.take().inspect(|below| unmount(below));
             let mut slots = self.storages.lock();
             if slots.get(&self.path).is_some_and(|s| Arc::ptr_eq(s, &self.slot)) {
                 slots.remove(&self.path);
@@ -169,8 +188,12 @@ fn unmount(path: &Path) {
             log::warn!("storage {}: unmount: {e}", path.display());
         }
     }
-    // Only a mount point of ours, which is empty again.
-    let _ = std::fs::remove_dir(path);
+    // Only a mount point of ours, which is empty again; and a container's own directory with its last one.
+    if std::fs::remove_dir(path).is_ok() {
+        if let Some(parent) = path.parent().filter(|p| p.starts_with(KATA_RUN) && *p != Path::new(KATA_RUN)) {
+            let _ = std::fs::remove_dir(parent);
+        }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

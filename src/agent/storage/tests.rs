@@ -104,6 +104,36 @@ fn an_overlay_gets_the_directories_it_lacks() {
 }
 
 #[test]
+fn what_a_container_wrote_goes_with_it() {
+    with_mounts("what_a_container_wrote_goes_with_it", |dir| {
+        // /run/kata-containers is the guest's; here it is this test's.
+        let made = std::fs::create_dir(KATA_RUN).is_ok();
+        Options::parse(&["mode=0755"]).mount("t", Path::new(KATA_RUN), "tmpfs").unwrap();
+        let (own, at) = (Path::new(KATA_RUN).join("c"), Path::new(KATA_RUN).join("c/rootfs"));
+        let list = [
+            format!("lowerdir={}", dir.display()),
+            format!("upperdir={}/scratch/upper", own.display()),
+            format!("workdir={}/scratch/work", own.display()),
+        ];
+        let mut overlay = storage("overlayfs", &at, &list.iter().map(String::as_str).collect::<Vec<_>>());
+        overlay.fstype = "overlay".into();
+        let all = storages();
+        let held = match all.add_all(&[overlay]) {
+            Err(e) if e.message.contains("module overlay") => return println!("skipped: this kernel has no overlay"),
+            other => Held(other.unwrap()),
+        };
+        std::fs::write(at.join("file"), "x").unwrap();
+        assert!(own.join("scratch/upper/file").exists() && mounted(&own.join("scratch")));
+        drop(held);
+        assert!(!own.exists(), "neither files nor directories are left");
+        crate::fs::mount::detach(Path::new(KATA_RUN)).unwrap();
+        if made {
+            std::fs::remove_dir(KATA_RUN).unwrap();
+        }
+    });
+}
+
+#[test]
 fn a_failure_lets_go_of_what_came_before_it() {
     with_mounts("a_failure_lets_go_of_what_came_before_it", |dir| {
         let (good, bad) = (dir.join("good"), dir.join("bad"));

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use super::container::Container;
 use super::modules::Modules;
@@ -28,6 +28,8 @@ pub struct Guest {
     pub storages: Arc<Storages>,
     pub streams: Streams,
     pub ooms: Ooms,
+    /// Opens when the guest is all that containers need.
+    pub settled: Gate,
     pub sandbox: Mutex<Sandbox>,
     containers: Mutex<HashMap<String, Option<Arc<Member>>>>,
 }
@@ -76,6 +78,7 @@ impl Guest {
             storages,
             streams: Streams::default(),
             ooms: Ooms::new()?,
+            settled: Gate::default(),
             sandbox: Mutex::default(),
             containers: Mutex::default(),
         })
@@ -185,6 +188,24 @@ impl Member {
         for exec in lock(&self.execs).iter() {
             exec.process.stdio.close();
         }
+    }
+}
+
+/// Holds back whoever passes until it is opened, once and for all.
+#[derive(Default)]
+pub struct Gate {
+    open: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    pub fn open(&self) {
+        *lock(&self.open) = true;
+        self.opened.notify_all();
+    }
+
+    pub fn pass(&self) {
+        drop(self.opened.wait_while(lock(&self.open), |open| !*open));
     }
 }
 

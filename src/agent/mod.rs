@@ -50,18 +50,25 @@ fn run() -> Result<Infallible> {
     // Devices: whoever waits for one must listen before the drivers come.
     let events = uevent::Uevents::start().at(Stage::Agent, || "device events")?;
     let modules = Arc::new(modules::Modules::new(modules::DIR));
-    for failed in modules.load_core() {
-        log::error!("{failed}");
-    }
+    told(modules.load_channel());
 
     // Processes: from here on nothing else may wait for one.
-    let guest = guest::Guest::new(modules, events, reaper::Reaper::start()).at(Stage::Agent, || "containers")?;
-    boot::settle();
+    let guest = guest::Guest::new(modules.clone(), events, reaper::Reaper::start()).at(Stage::Agent, || "containers")?;
+    let guest = Arc::new(guest);
 
-    // The host may call.
-    channel::Channel::new(Arc::new(guest)).listen();
-    log::info!("agent {} ready {} ms after the kernel", crate::VERSION, uptime_ms());
+    // The host may call; what it asks for waits for what it needs of the rest.
+    channel::Channel::new(guest.clone()).listen();
+    log::info!("agent {} listens {} ms after the kernel", crate::VERSION, uptime_ms());
+    told(modules.load_rest());
+    boot::settle();
+    guest.settled.open();
     power::off_on_signal()
+}
+
+fn told(failed: Vec<modules::ModuleError>) {
+    for e in failed {
+        log::error!("{e}");
+    }
 }
 
 /// A guest's memory is paid for by the pod: few arenas, and what is free goes back.

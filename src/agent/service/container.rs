@@ -26,6 +26,7 @@ impl AgentService {
             return Err(Status::new(Code::Unimplemented, "mounts of another container cannot be shown here; share a volume instead"));
         }
         valid_id(&r.container_id)?;
+        guest.settled.pass();
         let place = guest.reserve(&r.container_id)?;
         let storages = Held(guest.storages.add_all(&r.storages)?);
         devices::resolve(&guest.storages, &r.devices, &mut spec)?;

@@ -24,6 +24,8 @@ impl AgentService {
     /// The pod's identity and what its containers share. The same sandbox may be asked for again; another one may not.
     pub(super) fn create_sandbox(&self, r: CreateSandboxRequest) -> Answer<Empty> {
         let guest = &self.guest;
+        // Its hostname is not to be undone by the boot's.
+        guest.settled.pass();
         {
             let mut sandbox = guest.sandbox();
             if !sandbox.id.is_empty() && sandbox.id != r.sandbox_id {

@@ -12,6 +12,7 @@ fn with_service(test: &str, body: impl FnOnce(&AgentService)) {
         // SAFETY: system calls without pointers.
         unsafe { libc::unshare(libc::CLONE_NEWUTS | libc::CLONE_NEWNS) };
         let guest = Guest::new(Arc::new(Modules::new("/nonexistent")), Uevents::start().unwrap(), Reaper::start()).unwrap();
+        guest.settled.open();
         body(&AgentService::new(Arc::new(guest)));
     });
 }

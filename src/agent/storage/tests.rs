@@ -3,7 +3,9 @@ use crate::agent::testing::{in_own_process, own_mounts};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 fn storages() -> Arc<Storages> {
-    Storages::new(Host { modules: Arc::new(Modules::new("/nonexistent")), events: Uevents::start().unwrap() })
+    let modules = Modules::new("/nonexistent");
+    modules.load_rest();
+    Storages::new(Host { modules: Arc::new(modules), events: Uevents::start().unwrap() })
 }
 
 fn storage(driver: &str, at: &Path, options: &[&str]) -> Storage {

@@ -60,6 +60,7 @@ fn run() -> Result<Infallible> {
     channel::Channel::new(guest.clone()).listen();
     log::info!("agent {} listens {} ms after the kernel", crate::VERSION, uptime_ms());
     told(modules.load_rest());
+    told(modules.load_drivers());
     boot::settle();
     guest.settled.open();
     power::off_on_signal()

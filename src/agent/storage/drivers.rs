@@ -42,7 +42,7 @@ const CREATE_DIRECTORY: &str = "io.katacontainers.volume.overlayfs.create_direct
 
 /// `source` is the tag.
 fn virtio_fs(host: &Host, storage: &Storage, at: &Path) -> io::Result<Option<PathBuf>> {
-    host.modules.need("virtiofs").map_err(io::Error::other)?;
+    file_system(host, "virtiofs")?;
     fs::create_dir_all(at)?;
     Options::parse(&storage.options).mount(&storage.source, at, "virtiofs").map(|()| None)
 }
@@ -80,7 +80,7 @@ fn bind(_: &Host, storage: &Storage, at: &Path) -> io::Result<Option<PathBuf>> {
 /// Missing upper and work directories are made: they lie on a tmpfs of the guest, where nobody else could. Where their parent
 /// is missing too, it is a tmpfs of its own: what the container wrote then goes at once with it, however much it was.
 fn overlay(host: &Host, storage: &Storage, at: &Path) -> io::Result<Option<PathBuf>> {
-    host.modules.need("overlay").map_err(io::Error::other)?;
+    file_system(host, "overlay")?;
     for directory in storage.driver_options.iter().filter_map(|o| o.strip_prefix(CREATE_DIRECTORY)) {
         fs::create_dir_all(directory)?;
     }
@@ -134,7 +134,7 @@ pub fn remount(storage: &Storage, at: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes sure that the kernel knows `kind`.
+/// Makes sure that the kernel knows `kind`, built in or by its module.
 fn file_system(host: &Host, kind: &str) -> io::Result<()> {
     let known = fs::read_to_string("/proc/filesystems")?;
     if known.split_whitespace().any(|k| k == kind) {

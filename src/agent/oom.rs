@@ -48,9 +48,13 @@ impl Ooms {
         }
     }
 
-    /// Blocks until a kill that was not told yet; the container's id. Each kill, or burst of kills, is told to one caller.
-    pub fn next(&self) -> io::Result<String> {
+    /// Blocks until a kill that was not told yet; the container's id. Each kill, or burst of kills, is told to one caller, and
+    /// to none of whom `gone` is true: such a one returns `ConnectionAborted` at the next event.
+    pub fn next(&self, gone: impl Fn() -> bool) -> io::Result<String> {
         loop {
+            if gone() {
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
             if let Some(id) = self.risen() {
                 return Ok(id);
             }
@@ -97,7 +101,7 @@ mod tests {
         ooms.watch("b", b.path()).unwrap();
         let asker = {
             let ooms = ooms.clone();
-            std::thread::spawn(move || (ooms.next().unwrap(), ooms.next().unwrap()))
+            std::thread::spawn(move || (ooms.next(|| false).unwrap(), ooms.next(|| false).unwrap()))
         };
         count(b.path(), 5);
         count(b.path(), 5);
@@ -106,6 +110,7 @@ mod tests {
         }
         count(a.path(), 2);
         assert_eq!(asker.join().unwrap(), ("b".to_owned(), "a".to_owned()));
+        assert_eq!(ooms.next(|| true).unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
         ooms.forget("a");
         count(a.path(), 3);
         assert_eq!(ooms.risen(), None);

@@ -37,7 +37,7 @@ impl Service for AgentService {
     }
 
     fn call(&self, context: &Context, method: &str, payload: &[u8]) -> Answer<Vec<u8>> {
-        self.answer(&context.service, method, payload)
+        self.answer(context, method, payload)
     }
 }
 
@@ -46,13 +46,14 @@ impl AgentService {
         AgentService { guest }
     }
 
-    fn answer(&self, service: &str, method: &str, payload: &[u8]) -> Answer<Vec<u8>> {
-        match service {
-            agent::SERVICE => self.agent(method, payload),
+    fn answer(&self, context: &Context, method: &str, payload: &[u8]) -> Answer<Vec<u8>> {
+        match context.service.as_str() {
+            agent::SERVICE => self.agent(context, method, payload),
             agent::HEALTH => self.health(method, payload),
-            _ => {
-                Err(Status::new(Code::Unimplemented, format!("service {service}: the guest has {} and {}", agent::SERVICE, agent::HEALTH)))
-            }
+            _ => Err(Status::new(
+                Code::Unimplemented,
+                format!("service {}: the guest has {} and {}", context.service, agent::SERVICE, agent::HEALTH),
+            )),
         }
     }
 
@@ -66,7 +67,7 @@ impl AgentService {
         }
     }
 
-    fn agent(&self, method: &str, p: &[u8]) -> Answer<Vec<u8>> {
+    fn agent(&self, context: &Context, method: &str, p: &[u8]) -> Answer<Vec<u8>> {
         match method {
             "CreateContainer" => unary(p, |r| self.create_container(r)),
             "StartContainer" => unary(p, |r| self.start_container(r)),
@@ -91,7 +92,7 @@ impl AgentService {
             "SetGuestDateTime" => unary(p, |r| self.set_date_time(r)),
             "ReseedRandomDev" => unary(p, |r| self.reseed(r)),
             "OnlineCPUMem" => unary(p, |r| self.online_cpu_mem(r)),
-            "GetOOMEvent" => unary(p, |r| self.oom_event(r)),
+            "GetOOMEvent" => unary(p, |r| self.oom_event(context, r)),
             "GetMetrics" => unary(p, |r| self.metrics(r)),
 
             "CopyFile" => unary(p, |r| self.copy_file(r)),

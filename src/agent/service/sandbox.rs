@@ -12,7 +12,7 @@ use crate::rpc::wire::agent::{
     ReseedRandomDevRequest, SetGuestDateTimeRequest,
 };
 use crate::rpc::wire::google::Empty;
-use crate::rpc::{Code, Status};
+use crate::rpc::{Code, Context, Status};
 
 /// What this agent does beyond Kata's protocol, one word each; a host asks for these before it counts on them.
 const EXTRA_FEATURES: &[&str] = &["stdio-streams"];
@@ -104,8 +104,8 @@ impl AgentService {
     }
 
     /// Blocks until a container had a process killed for want of memory.
-    pub(super) fn oom_event(&self, _: GetOomEventRequest) -> Answer<OomEvent> {
-        self.guest.ooms.next().map(|container_id| OomEvent { container_id }).map_err(failed("OOM events"))
+    pub(super) fn oom_event(&self, context: &Context, _: GetOomEventRequest) -> Answer<OomEvent> {
+        self.guest.ooms.next(|| context.closed()).map(|container_id| OomEvent { container_id }).map_err(failed("OOM events"))
     }
 }
 

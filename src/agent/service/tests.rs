@@ -17,9 +17,16 @@ fn with_service(test: &str, body: impl FnOnce(&AgentService)) {
     });
 }
 
+#[allow(clippy::field_reassign_with_default)] // Not all of its fields are ours to name.
+fn context(service: &str) -> Context {
+    let mut context = Context::default();
+    context.service = service.into();
+    context
+}
+
 fn ask<A: Message + Default>(service: &AgentService, method: &str, request: impl Message) -> Answer<A> {
     let name = if agent::HEALTH_METHODS.contains(&method) { agent::HEALTH } else { agent::SERVICE };
-    service.answer(name, method, &request.encode_to_vec()).map(|bytes| A::decode(bytes.as_slice()).unwrap())
+    service.call(&context(name), method, &request.encode_to_vec()).map(|bytes| A::decode(bytes.as_slice()).unwrap())
 }
 
 #[test]
@@ -29,17 +36,17 @@ fn every_method_of_the_protocol_is_served_or_refused_in_a_sentence() {
         let waits = ["GetOOMEvent", "DestroySandbox", "CreateSandbox", "OnlineCPUMem", "SetGuestDateTime", "ReseedRandomDev"];
         for method in agent::METHODS.iter().filter(|m| !waits.contains(m)) {
             // A container id that does not exist, and fields whose types differ from call to call.
-            if let Err(e) = service.answer(agent::SERVICE, method, &[0x0a, 1, b'x']) {
+            if let Err(e) = service.call(&context(agent::SERVICE), method, &[0x0a, 1, b'x']) {
                 assert!(!e.message.contains("has no method"), "{method}: {e}");
             }
         }
         for (name, why) in REFUSED {
             assert!(agent::METHODS.contains(name) && !why.ends_with('.'), "{name}");
-            assert_eq!(service.answer(agent::SERVICE, name, &[]).unwrap_err().code, Code::Unimplemented);
+            assert_eq!(service.call(&context(agent::SERVICE), name, &[]).unwrap_err().code, Code::Unimplemented);
         }
-        assert_eq!(service.answer(agent::SERVICE, "Nonsense", &[]).unwrap_err().code, Code::Unimplemented);
-        assert_eq!(service.answer("x.Y", "Check", &[]).unwrap_err().code, Code::Unimplemented);
-        assert_eq!(service.answer(agent::SERVICE, "StartContainer", &[0xff]).unwrap_err().code, Code::InvalidArgument);
+        assert_eq!(service.call(&context(agent::SERVICE), "Nonsense", &[]).unwrap_err().code, Code::Unimplemented);
+        assert_eq!(service.call(&context("x.Y"), "Check", &[]).unwrap_err().code, Code::Unimplemented);
+        assert_eq!(service.call(&context(agent::SERVICE), "StartContainer", &[0xff]).unwrap_err().code, Code::InvalidArgument);
     });
 }
 
@@ -73,8 +80,9 @@ fn a_container_that_does_not_exist_is_not_found() {
             "SignalProcess",
             "TtyWinResize",
         ] {
-            let e =
-                service.answer(agent::SERVICE, method, &StartContainerRequest { container_id: "c".into() }.encode_to_vec()).unwrap_err();
+            let e = service
+                .call(&context(agent::SERVICE), method, &StartContainerRequest { container_id: "c".into() }.encode_to_vec())
+                .unwrap_err();
             assert_eq!((e.code, e.message.as_str()), (Code::NotFound, "container c does not exist"), "{method}");
         }
     });

@@ -13,6 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 /// The session a child belongs to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -155,6 +156,22 @@ impl Child {
                     });
                 }
                 Ok(None) | Err(rustix::io::Errno::INTR) => continue,
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// Like [`Child::wait`] for at most `limit`: `None` if it still runs then. Without a limit it waits as long as it takes.
+    pub fn wait_within(&self, limit: Option<Duration>) -> io::Result<Option<Ended>> {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let until = limit.map(|l| Instant::now() + l);
+        loop {
+            let left = until.map(|u| u.saturating_duration_since(Instant::now()));
+            let left = left.map(|l| Timespec { tv_sec: l.as_secs() as i64, tv_nsec: l.subsec_nanos().into() });
+            match poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], left.as_ref()) {
+                Ok(0) => return Ok(None),
+                Ok(_) => return self.wait().map(Some),
+                Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(e.into()),
             }
         }

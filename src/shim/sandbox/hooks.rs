@@ -6,7 +6,7 @@
 use std::ffi::CString;
 use std::io::{Read, Write};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::error::{Failure, Result, Stage};
 use crate::process::{Ended, Spawn, pipe};
@@ -59,31 +59,17 @@ fn run_one(hook: &Hook, state: &HookState) -> std::io::Result<()> {
     let _ = to_hook.write_all(state.json().as_bytes());
     drop(to_hook);
     let timeout = u64::try_from(hook.timeout).ok().filter(|&t| t > 0).map(Duration::from_secs).unwrap_or(DEFAULT_TIMEOUT);
-    if !ended_within(&child, timeout) {
-        child.signal(libc::SIGKILL);
-        child.wait()?;
-        return Err(std::io::Error::other(format!("took longer than {} s", timeout.as_secs())));
-    }
-    match child.wait()? {
-        Ended::Exited(0) => Ok(()),
-        ended => {
+    match child.wait_within(Some(timeout))? {
+        Some(Ended::Exited(0)) => Ok(()),
+        Some(ended) => {
             let mut text = String::new();
             let _ = from_hook.take(STDERR_KEPT).read_to_string(&mut text);
             Err(std::io::Error::other(format!("{ended}: {}", text.trim())))
         }
-    }
-}
-
-fn ended_within(child: &crate::process::Child, timeout: Duration) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let deadline = Instant::now() + timeout;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-        match poll(&mut [PollFd::new(&child.pidfd, PollFlags::IN)], Some(&left)) {
-            Err(rustix::io::Errno::INTR) => continue,
-            Ok(n) => return n > 0,
-            Err(_) => return false,
+        None => {
+            child.signal(libc::SIGKILL);
+            child.wait()?;
+            Err(std::io::Error::other(format!("took longer than {} s", timeout.as_secs())))
         }
     }
 }

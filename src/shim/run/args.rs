@@ -176,8 +176,29 @@ impl Args {
         let dir = Path::new(SCRATCH).join(name);
         let root = dir.join("rootfs");
         std::fs::create_dir_all(&root).at(Stage::Image, || format!("make {}", root.display()))?;
-        let _ = (image, root, terminal, progress, dir);
-        Err(invalid("--image: not yet"))
+        let result = (|| {
+            let mut image = crate::fs::oci::Image::open(image)?;
+            image.unpack(&root, &|what| progress.tell(what))?;
+            let process = image.config.process(&self.command);
+            if process.args.is_empty() {
+                return Err(invalid("the image names no command").way_out("give one after --"));
+            }
+            let mut wish = self.wish(name, terminal);
+            wish.args = process.args;
+            wish.env = with_defaults(process.env, wish.env);
+            if self.workdir.is_none() && !process.cwd.is_empty() {
+                wish.cwd = process.cwd;
+            }
+            self.set_user(&mut wish, &root, self.user.as_deref().unwrap_or(&process.user))?;
+            Ok(build(&wish))
+        })();
+        match result {
+            Ok(spec) => Ok(Job { spec, rootfs: Rootfs::Dir(root), bundle: dir.clone(), scratch: Some(dir) }),
+            Err(e) => {
+                let _ = crate::shim::sandbox::cleanup::remove_tree(&dir);
+                Err(e)
+            }
+        }
     }
 
     /// Everything that does not depend on where the root comes from.

@@ -26,6 +26,7 @@ pub mod rpc;
 pub mod shim;
 pub mod thread;
 pub mod vm;
+pub mod watch;
 
 /// `0.1.0 (1234567890ab)`: what `--version` prints and what the record and the agent's details carry.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("OSC_COMMIT"), ")");

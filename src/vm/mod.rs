@@ -65,6 +65,15 @@ pub enum Device {
     UserNet { id: String, forwards: Vec<(String, u16, u16)> },
 }
 
+impl Device {
+    /// What `unplug` knows it by.
+    pub fn id(&self) -> &str {
+        match self {
+            Device::Share { id, .. } | Device::Nic { id, .. } | Device::Block { id, .. } | Device::UserNet { id, .. } => id,
+        }
+    }
+}
+
 /// How a VM ended.
 #[derive(Clone, Debug)]
 pub struct Exit {

@@ -213,6 +213,39 @@ pub fn start_time(pid: i32) -> Option<u64> {
     rest.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
+/// Kills the process that had this pid and start time, and no other; returns when it is gone.
+pub fn kill_named(pid: i32, start: u64) -> io::Result<()> {
+    /// It may be writing out a core, or sit in a slow system call.
+    const KILLED: Duration = Duration::from_secs(5);
+    use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+    let Some(pid_) = Pid::from_raw(pid) else { return Ok(()) };
+    let pidfd = match pidfd_open(pid_, PidfdFlags::empty()) {
+        Ok(fd) => fd,
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        Err(e) => return Err(e.into()),
+    };
+    // Read after the descriptor was taken: from here on it cannot be another process.
+    if start_time(pid) != Some(start) {
+        return Ok(());
+    }
+    match pidfd_send_signal(&pidfd, Signal::KILL) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let deadline = Instant::now() + KILLED;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut fds = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+        let wait = rustix::event::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        match rustix::event::poll(&mut fds, Some(&wait)) {
+            Ok(0) => return Err(io::Error::new(io::ErrorKind::TimedOut, format!("process {pid} does not die"))),
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
 /// The file this program was started from, also when it has been replaced since (an upgrade under a running pod).
 pub fn this_program() -> &'static Path {
     Path::new("/proc/self/exe")

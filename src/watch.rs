@@ -126,13 +126,8 @@ impl Watched {
 /// The last `n` lines of `bytes` that hold anything, without control characters (a console's colours and bells).
 pub fn last_lines(bytes: &[u8], n: usize) -> Vec<String> {
     let text = String::from_utf8_lossy(bytes);
-    let mut lines: Vec<String> = text
-        .lines()
-        .rev()
-        .map(|l| strip_controls(l).trim_end().to_owned())
-        .filter(|l| !l.is_empty())
-        .take(n)
-        .collect();
+    let mut lines: Vec<String> =
+        text.lines().rev().map(|l| strip_controls(l).trim_end().to_owned()).filter(|l| !l.is_empty()).take(n).collect();
     lines.reverse();
     lines
 }
@@ -255,9 +250,12 @@ mod tests {
     #[test]
     fn a_chore_runs_while_the_child_does() {
         let (tick, ticks) = std::sync::mpsc::channel();
-        let chore = Chore { every: Duration::from_secs(0), run: Box::new(move || {
+        let chore = Chore {
+            every: Duration::from_secs(0),
+            run: Box::new(move || {
                 let _ = tick.send(());
-            }) };
+            }),
+        };
         let w = Watched::start("sh", "", Spawn::new("/bin/sh").args(["-c", "kill -STOP $$"]), &(), Some(chore)).unwrap();
         ticks.recv_timeout(Duration::from_secs(5)).unwrap();
         w.kill();

@@ -85,6 +85,10 @@ fn overlay(host: &Host, storage: &Storage, at: &Path) -> io::Result<Option<PathB
         fs::create_dir_all(directory)?;
     }
     let options = Options::parse(&storage.options);
+    for lower in options.data.iter().filter_map(|o| o.strip_prefix("lowerdir=")).flat_map(|l| l.split(':')) {
+        // A submount of the share is mounted when somebody enters it, and the mount of an overlay does not.
+        drop(fs::File::open(lower)?);
+    }
     let directory = |key: &str| options.data.iter().find_map(|o| o.strip_prefix(key)).map(Path::new);
     let (upper, work) = (directory("upperdir="), directory("workdir="));
     let scratch = match (upper.and_then(Path::parent), work.and_then(Path::parent)) {

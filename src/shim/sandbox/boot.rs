@@ -17,7 +17,7 @@ use crate::process::Ledger;
 use crate::rpc::wire::agent as wire;
 use crate::rpc::{Code, Status};
 use crate::shim::progress::Progress;
-use crate::vm::qemu::{Accel, Plan, Qemu, accel, render};
+use crate::vm::qemu::{Accel, Channel, Growth, Plan, Qemu, accel, render};
 use crate::vm::{Device, Size, Vm};
 
 /// Bytes of entropy that a guest is given.
@@ -127,6 +127,8 @@ fn plan(new: &NewSandbox, image: &GuestImage, dir: &std::path::Path) -> Result<P
         accel: choice.accel,
         size: new.size,
         max: largest(config.default_maxvcpus, config.default_maxmemory, new.size),
+        growth: Growth::default(),
+        channel: Channel::default(),
         devices: Vec::new(),
         dir: dir.to_owned(),
         debug: config.enable_debug,

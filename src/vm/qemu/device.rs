@@ -249,10 +249,7 @@ mod tests {
     fn a_disk_is_raw_and_its_file_nested() {
         let disk = Device::Block { id: "d".into(), path: "/x/disk,1".into(), read_only: true, serial: "abc".into() };
         let p = parts(&disk, 3, &[]);
-        assert_eq!(
-            p.args()[1],
-            "raw,discard=unmap,file.driver=file,file.filename=/x/disk,,1,node-name=slot3,read-only=on"
-        );
+        assert_eq!(p.args()[1], "raw,discard=unmap,file.driver=file,file.filename=/x/disk,,1,node-name=slot3,read-only=on");
         assert_eq!(p.backend.add().1["file"]["filename"], "/x/disk,1");
         assert_eq!(p.backend.remove().1, json!({"node-name": "slot3"}));
     }

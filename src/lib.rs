@@ -15,7 +15,6 @@
 
 pub mod agent;
 pub mod cli;
-pub mod config;
 pub mod error;
 pub mod fs;
 pub mod log;

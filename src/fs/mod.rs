@@ -1,7 +1,5 @@
 //! Mounts, the share and its daemon, guest images, container images. Knows nobody above.
 
-pub mod image;
 pub mod mount;
-pub mod oci;
 pub mod share;
 pub mod virtiofsd;

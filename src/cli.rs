@@ -1,9 +1,142 @@
-//! The command line.
+//! The command line. One definition: help, completions and man pages all come from it.
 
 use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::error::{At, Failure, Result, Stage};
+use crate::shim::{ctl, image, run};
+
+/// Every pod in a virtual machine of its own.
+#[derive(Parser)]
+#[command(name = "osc", version = crate::VERSION, disable_help_subcommand = true, max_term_width = 110)]
+struct Osc {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a command in a container in a VM of its own
+    Run(Box<run::Args>),
+    /// List sandboxes
+    Ps(ctl::Ps),
+    /// Run another command in a sandbox
+    Exec(ctl::Exec),
+    /// Print what a detached command wrote, or a guest's console
+    Logs(ctl::Logs),
+    /// Stop sandboxes, or remove what is kept of those that ended
+    Stop(ctl::Stop),
+    /// Clear what a crash left
+    Reap(ctl::Reap),
+    /// Guest images: build, list, show
+    #[command(subcommand)]
+    Image(image::Image),
+    /// Print a shell's completions
+    Completions { shell: clap_complete::Shell },
+    /// Print the manual, or write one page per command to a directory
+    Man {
+        #[arg(long, value_name = "DIR")]
+        output: Option<PathBuf>,
+    },
+}
+
 /// Role `osc`.
-pub fn main(_args: Vec<OsString>) -> ExitCode {
-    ExitCode::from(2)
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let osc = match Osc::try_parse_from(args) {
+        Ok(osc) => osc,
+        Err(e) => {
+            // A reader who has seen enough (`osc --help | head`) is no error.
+            let _ = e.print();
+            return ExitCode::from(if e.use_stderr() { USAGE } else { 0 });
+        }
+    };
+    match act(osc.command) {
+        Ok(status) => ExitCode::from(status as u8),
+        Err(failure) => {
+            render(&failure);
+            ExitCode::from(crate::shim::sandbox::exit_status(&failure) as u8)
+        }
+    }
+}
+
+/// Exit status of a command line that makes no sense.
+const USAGE: u8 = 2;
+
+fn act(command: Command) -> Result<i32> {
+    let done = |r: Result<()>| r.map(|()| 0);
+    match command {
+        Command::Run(args) => {
+            log_to_stderr(args.debug);
+            run::run(*args)
+        }
+        Command::Ps(c) => done(c.run()),
+        Command::Exec(c) => c.run(),
+        Command::Logs(c) => done(c.run()),
+        Command::Stop(c) => done(c.run()),
+        Command::Reap(c) => done(c.run()),
+        Command::Image(c) => done(c.run()),
+        Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Osc::command(), "osc", &mut text);
+            let _ = std::io::stdout().write_all(&text);
+            Ok(0)
+        }
+        Command::Man { output } => done(man(output)),
+    }
+}
+
+fn man(output: Option<PathBuf>) -> Result<()> {
+    match output {
+        Some(dir) => clap_mangen::generate_to(Osc::command(), &dir).at(Stage::Request, || format!("write to {}", dir.display())),
+        None => {
+            let mut text = Vec::new();
+            clap_mangen::Man::new(Osc::command()).render(&mut text).at(Stage::Request, || "manual")?;
+            let _ = std::io::stdout().write_all(&text);
+            Ok(())
+        }
+    }
+}
+
+/// A failure on a terminal: one line that says stage, cause and way out, then the guest's own last words.
+fn render(failure: &Failure) {
+    let mut err = std::io::stderr().lock();
+    let _ = writeln!(err, "osc: {}: {}", failure.stage, failure.cause);
+    if !failure.way_out.is_empty() {
+        let _ = writeln!(err, "     {}", failure.way_out);
+    }
+    if !failure.console.is_empty() {
+        let _ = writeln!(err, "     the guest's last words:");
+        failure.console.iter().for_each(|line| drop(writeln!(err, "     | {line}")));
+    }
+}
+
+fn log_to_stderr(debug: bool) {
+    let level = if debug { log::LevelFilter::Debug } else { log::LevelFilter::Warn };
+    if let Ok(fd) = std::os::fd::AsFd::as_fd(&std::io::stderr()).try_clone_to_owned() {
+        crate::log::init(fd.into(), None, level);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Osc::command().debug_assert();
+    }
+
+    #[test]
+    fn completions_and_manual_come_out() {
+        let mut text = Vec::new();
+        clap_complete::generate(clap_complete::Shell::Bash, &mut Osc::command(), "osc", &mut text);
+        assert!(String::from_utf8(text).unwrap().contains("--rootfs"));
+        let dir = tempfile::tempdir().unwrap();
+        man(Some(dir.path().into())).unwrap();
+        assert!(dir.path().join("osc-run.1").exists());
+    }
 }

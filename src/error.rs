@@ -65,6 +65,21 @@ impl Failure {
         Failure { stage, code: Code::Internal, cause: cause.into(), way_out: String::new(), console: Vec::new() }
     }
 
+    /// A failure that another process of ours rendered: its text begins with its stage.
+    pub fn told(code: Code, message: String) -> Failure {
+        let stages =
+            [Stage::Request, Stage::Image, Stage::Share, Stage::Network, Stage::Qemu, Stage::Kernel, Stage::Agent, Stage::Container];
+        let found = stages.into_iter().find_map(|s| Some((s, message.strip_prefix(&format!("{s}: "))?.to_owned())));
+        let (stage, cause) = found.unwrap_or((Stage::Request, message));
+        Failure::new(stage, cause).code(code)
+    }
+
+    /// For whoever knows better than the place where it arose.
+    pub fn stage(mut self, stage: Stage) -> Failure {
+        self.stage = stage;
+        self
+    }
+
     pub fn code(mut self, code: Code) -> Failure {
         self.code = code;
         self

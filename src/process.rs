@@ -13,6 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 /// The session a child belongs to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,13 +45,25 @@ pub struct Spawn {
     pub death_signal: Option<i32>,
     /// uid and gid to run as, with no supplementary groups.
     pub ids: Option<(u32, u32)>,
+    /// The network namespace it runs in.
+    pub netns: Option<OwnedFd>,
 }
 
 impl Spawn {
     pub fn new(program: impl Into<PathBuf>) -> Spawn {
         let program = program.into();
         let arg0 = c_string(program.as_os_str());
-        Spawn { program, args: vec![arg0], env: None, fds: Vec::new(), cwd: None, session: Session::Inherit, death_signal: None, ids: None }
+        Spawn {
+            program,
+            args: vec![arg0],
+            env: None,
+            fds: Vec::new(),
+            cwd: None,
+            session: Session::Inherit,
+            death_signal: None,
+            ids: None,
+            netns: None,
+        }
     }
 
     pub fn arg0(mut self, name: impl AsRef<OsStr>) -> Spawn {
@@ -148,6 +161,22 @@ impl Child {
         }
     }
 
+    /// Like [`Child::wait`] for at most `limit`: `None` if it still runs then. Without a limit it waits as long as it takes.
+    pub fn wait_within(&self, limit: Option<Duration>) -> io::Result<Option<Ended>> {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let until = limit.map(|l| Instant::now() + l);
+        loop {
+            let left = until.map(|u| u.saturating_duration_since(Instant::now()));
+            let left = left.map(|l| Timespec { tv_sec: l.as_secs() as i64, tv_nsec: l.subsec_nanos().into() });
+            match poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], left.as_ref()) {
+                Ok(0) => return Ok(None),
+                Ok(_) => return self.wait().map(Some),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
     /// Sends `signal`; one that comes after the process's end is no error.
     pub fn signal(&self, signal: i32) {
         // SAFETY: a system call on a descriptor we own; the null pointer asks for the default siginfo.
@@ -184,6 +213,39 @@ pub fn start_time(pid: i32) -> Option<u64> {
     rest.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
+/// Kills the process that had this pid and start time, and no other; returns when it is gone.
+pub fn kill_named(pid: i32, start: u64) -> io::Result<()> {
+    /// It may be writing out a core, or sit in a slow system call.
+    const KILLED: Duration = Duration::from_secs(5);
+    use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+    let Some(pid_) = Pid::from_raw(pid) else { return Ok(()) };
+    let pidfd = match pidfd_open(pid_, PidfdFlags::empty()) {
+        Ok(fd) => fd,
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        Err(e) => return Err(e.into()),
+    };
+    // Read after the descriptor was taken: from here on it cannot be another process.
+    if start_time(pid) != Some(start) {
+        return Ok(());
+    }
+    match pidfd_send_signal(&pidfd, Signal::KILL) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let deadline = Instant::now() + KILLED;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut fds = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+        let wait = rustix::event::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        match rustix::event::poll(&mut fds, Some(&wait)) {
+            Ok(0) => return Err(io::Error::new(io::ErrorKind::TimedOut, format!("process {pid} does not die"))),
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
 /// The file this program was started from, also when it has been replaced since (an upgrade under a running pod).
 pub fn this_program() -> &'static Path {
     Path::new("/proc/self/exe")
@@ -210,7 +272,8 @@ fn from_lasting_thread(spawn: Spawn) -> io::Result<Child> {
 }
 
 /// The steps of a child on its way to exec; the number travels through the pipe.
-const STEPS: [&str; 9] = ["fork", "setsid", "terminal", "descriptors", "directory", "identity", "death signal", "exec", "setpgid"];
+const STEPS: [&str; 10] =
+    ["fork", "setsid", "terminal", "descriptors", "directory", "identity", "death signal", "exec", "setpgid", "network namespace"];
 
 fn fork_exec(s: &Spawn) -> io::Result<Child> {
     let program = c_string(s.program.as_os_str());
@@ -316,6 +379,11 @@ unsafe fn child(
                 if libc::setsid() < 0 {
                     fail(1)
                 }
+            }
+        }
+        if let Some(netns) = &s.netns {
+            if libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) != 0 {
+                fail(9)
             }
         }
         // Park every source above the targets, so that no dup2 overwrites one that is still needed.

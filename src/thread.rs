@@ -1,6 +1,7 @@
 //! The one way to start a thread: named, so that `/proc/PID/task/*/comm` reads like a diagram, and with a small stack,
 //! because a sandbox has a dozen of them and they are the price of not having an async runtime.
 
+use std::io;
 use std::thread::{Builder, JoinHandle};
 
 /// Enough for every thread of ours; large buffers live on the heap.
@@ -10,5 +11,10 @@ const STACK: usize = 192 * 1024;
 ///
 /// Panics where the kernel refuses a thread: nothing can go on without it, and the panic hook reports it.
 pub fn start<T: Send + 'static>(name: &str, f: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-    Builder::new().name(name.to_owned()).stack_size(STACK).spawn(f).unwrap_or_else(|e| panic!("cannot start thread {name}: {e}"))
+    try_start(name, f).unwrap_or_else(|e| panic!("cannot start thread {name}: {e}"))
+}
+
+/// The same for who can go on without it: a server that refuses one call.
+pub fn try_start<T: Send + 'static>(name: &str, f: impl FnOnce() -> T + Send + 'static) -> io::Result<JoinHandle<T>> {
+    Builder::new().name(name.to_owned()).stack_size(STACK).spawn(f)
 }

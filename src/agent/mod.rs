@@ -1,11 +1,17 @@
 //! The guest: PID 1, containers, storage, hotplug. Knows neither the shim nor the VM it runs in.
 
 pub mod boot;
+pub mod channel;
 pub mod container;
+pub mod guest;
 pub mod modules;
+pub mod oom;
+pub mod port;
 pub mod power;
 pub mod reaper;
+pub mod service;
 pub mod stdio;
+pub mod storage;
 pub mod streams;
 #[cfg(test)]
 pub mod testing;
@@ -14,6 +20,7 @@ pub mod uevent;
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use crate::error::{At, Result, Stage};
 
@@ -41,17 +48,28 @@ fn run() -> Result<Infallible> {
     log_to_console();
 
     // Devices: whoever waits for one must listen before the drivers come.
-    let _events = uevent::Uevents::start().at(Stage::Agent, || "device events")?;
-    let modules = modules::Modules::new(modules::DIR);
-    for failed in modules.load_core() {
-        log::error!("{failed}");
-    }
+    let events = uevent::Uevents::start().at(Stage::Agent, || "device events")?;
+    let modules = Arc::new(modules::Modules::new(modules::DIR));
+    told(modules.load_channel());
 
     // Processes: from here on nothing else may wait for one.
-    let _reaper = reaper::Reaper::start();
+    let guest = guest::Guest::new(modules.clone(), events, reaper::Reaper::start()).at(Stage::Agent, || "containers")?;
+    let guest = Arc::new(guest);
+
+    // The host may call; what it asks for waits for what it needs of the rest.
+    channel::Channel::new(guest.clone()).listen();
+    log::info!("agent {} listens {} ms after the kernel", crate::VERSION, uptime_ms());
+    told(modules.load_rest());
+    told(modules.load_drivers());
     boot::settle();
-    log::info!("agent {} ready {} ms after the kernel", crate::VERSION, uptime_ms());
+    guest.settled.open();
     power::off_on_signal()
+}
+
+fn told(failed: Vec<modules::ModuleError>) {
+    for e in failed {
+        log::error!("{e}");
+    }
 }
 
 /// A guest's memory is paid for by the pod: few arenas, and what is free goes back.

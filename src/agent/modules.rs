@@ -4,7 +4,7 @@
 //! `/lib/modules/demand`, lines `NAME: DEPENDENCY...` (the whole closure, in load order), with `NAME.ko.lz4` beside it (an LZ4
 //! block after its size, u32 little-endian).
 //!
-//! No lock: the kernel itself loads a module once (EEXIST for the second, which waits for the first), and a set of names
+//! No lock around a load: the kernel itself loads a module once (EEXIST for the second, which waits for the first), and a set of names
 //! here only saves it the question.
 
 use std::collections::HashSet;
@@ -12,7 +12,7 @@ use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex, MutexGuard};
 
 use rustix::io::Errno;
 
@@ -37,27 +37,66 @@ pub enum ModuleError {
 pub struct Modules {
     dir: PathBuf,
     loaded: Mutex<HashSet<String>>,
+    /// Core modules that are still to be loaded, in order; None once all are.
+    rest: Mutex<Option<Vec<String>>>,
+    complete: Condvar,
 }
 
+/// The module after which the host can reach us: what comes later in the core set is loaded behind its back.
+const CHANNEL: &str = "virtio_console";
+
+/// (vendor and device of a PCI function, its driver).
+const PCI_DRIVERS: &[(&str, &str)] = &[
+    // Tells the host of a panic at once.
+    ("0x1b36:0x0011", "pvpanic_pci"),
+];
+
 impl Modules {
+    /// Reads the core set's list; loads nothing yet.
     pub fn new(dir: impl Into<PathBuf>) -> Modules {
-        Modules { dir: dir.into(), loaded: Mutex::default() }
+        let dir = dir.into();
+        // No list: a kernel with everything built in.
+        let list = fs::read_to_string(dir.join("core")).unwrap_or_default();
+        let core = list.lines().map(str::trim).filter(|l| !l.is_empty()).map(|l| l.strip_suffix(".ko").unwrap_or(l).to_owned()).collect();
+        Modules { dir, loaded: Mutex::default(), rest: Mutex::new(Some(core)), complete: Condvar::new() }
     }
 
-    /// Loads the core set in its order and frees the files. One that fails does not stop the others.
-    pub fn load_core(&self) -> Vec<ModuleError> {
-        let list = match fs::read_to_string(self.dir.join("core")) {
-            Ok(list) => list,
-            // A kernel with everything built in.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Vec::new(),
-            Err(e) => return vec![ModuleError::Read("core".into(), e)],
+    /// Loads the core set up to the channel's driver. One that fails does not stop the others.
+    pub fn load_channel(&self) -> Vec<ModuleError> {
+        let first = match &mut *lock(&self.rest) {
+            Some(rest) => {
+                let end = rest.iter().position(|m| plain(m) == CHANNEL).map_or(rest.len(), |at| at + 1);
+                rest.drain(..end).collect()
+            }
+            None => Vec::new(),
         };
+        self.load(first)
+    }
+
+    /// Loads the others of the core set. Until this is done, [`Modules::need`] waits for it.
+    pub fn load_rest(&self) -> Vec<ModuleError> {
+        let rest = lock(&self.rest).clone().unwrap_or_default();
+        let failed = self.load(rest);
+        *lock(&self.rest) = None;
+        self.complete.notify_all();
+        failed
+    }
+
+    /// Loads drivers that no call asks for, where the VM has their devices.
+    pub fn load_drivers(&self) -> Vec<ModuleError> {
+        let devices = fs::read_dir("/sys/bus/pci/devices").into_iter().flatten().flatten();
+        let id = |path: &Path, name| fs::read_to_string(path.join(name)).map(|s| s.trim().to_owned()).unwrap_or_default();
+        let present: HashSet<String> = devices.map(|d| format!("{}:{}", id(&d.path(), "vendor"), id(&d.path(), "device"))).collect();
+        PCI_DRIVERS.iter().filter(|(id, _)| present.contains(*id)).filter_map(|(_, module)| self.need(module).err()).collect()
+    }
+
+    /// Loads core modules and frees their files.
+    fn load(&self, names: Vec<String>) -> Vec<ModuleError> {
         let mut failed = Vec::new();
-        for line in list.lines().map(str::trim).filter(|l| !l.is_empty()) {
-            let name = line.strip_suffix(".ko").unwrap_or(line);
+        for name in names {
             let path = self.dir.join(format!("{name}.ko"));
-            match File::open(&path).map_err(|e| ModuleError::Read(name.into(), e)).and_then(|file| load_file(name, &file)) {
-                Ok(()) => self.note(name),
+            match File::open(&path).map_err(|e| ModuleError::Read(name.clone(), e)).and_then(|file| load_file(&name, &file)) {
+                Ok(()) => self.note(&name),
                 Err(e) => failed.push(e),
             }
             let _ = fs::remove_file(path);
@@ -72,6 +111,10 @@ impl Modules {
 
     /// The same, with parameters (`KEY=VALUE`) for the module itself.
     pub fn need_with(&self, name: &str, parameters: &[String]) -> Result<(), ModuleError> {
+        if self.knows(name) {
+            return Ok(());
+        }
+        drop(self.complete.wait_while(lock(&self.rest), |rest| rest.is_some()));
         if self.knows(name) {
             return Ok(());
         }
@@ -115,11 +158,11 @@ impl Modules {
     }
 
     fn knows(&self, name: &str) -> bool {
-        self.loaded.lock().unwrap_or_else(|p| p.into_inner()).contains(&plain(name))
+        lock(&self.loaded).contains(&plain(name))
     }
 
     fn note(&self, name: &str) {
-        self.loaded.lock().unwrap_or_else(|p| p.into_inner()).insert(plain(name));
+        lock(&self.loaded).insert(plain(name));
     }
 }
 
@@ -132,6 +175,10 @@ fn outcome(name: &str, result: rustix::io::Result<()>) -> Result<(), ModuleError
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(e) => Err(ModuleError::Load(name.into(), e.into())),
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|p| p.into_inner())
 }
 
 /// The kernel writes `_` where a file's name may have `-`.
@@ -164,14 +211,32 @@ mod tests {
     #[test]
     fn errors_name_the_module() {
         let (_dir, modules) = image(&[("demand", "broken:\n"), ("broken.ko.lz4", "xx"), ("core", "absent\n")]);
+        assert!(modules.load_channel()[0].to_string().starts_with("module absent: read"));
+        assert!(modules.load_rest().is_empty());
         assert!(modules.need("nosuch").unwrap_err().to_string().starts_with("module nosuch: not in this guest's image"));
         assert!(modules.need("broken").unwrap_err().to_string().starts_with("module broken: read"));
-        assert!(modules.load_core()[0].to_string().starts_with("module absent: read"));
     }
 
     #[test]
     fn an_image_without_modules_is_no_error() {
         let (_dir, modules) = image(&[]);
-        assert!(modules.load_core().is_empty());
+        assert!(modules.load_channel().is_empty() && modules.load_rest().is_empty());
+    }
+
+    #[test]
+    fn the_channel_comes_first_and_needs_wait_for_the_rest() {
+        let (_dir, modules) = image(&[("core", "virtio_ring\nvirtio-console\nfuse.ko\nvirtiofs\n")]);
+        let names = |failed: Vec<ModuleError>| {
+            failed.iter().map(|e| e.to_string().split([' ', ':']).nth(1).unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(modules.load_channel()), ["virtio_ring", "virtio-console"]);
+        let waiter = {
+            let modules = std::sync::Arc::new(modules);
+            let asker = modules.clone();
+            let asker = std::thread::spawn(move || asker.need("virtiofs").is_err());
+            assert_eq!(names(modules.load_rest()), ["fuse", "virtiofs"]);
+            asker
+        };
+        assert!(waiter.join().unwrap());
     }
 }

@@ -15,6 +15,9 @@ use rustix::system::{RebootCommand, reboot};
 /// How long dirty pages may take to be written: a share whose host end is gone never finishes.
 const SYNC_LIMIT: Duration = Duration::from_secs(10);
 
+/// Time for an answer to leave.
+const ANSWER: Duration = Duration::from_millis(20);
+
 /// Powers the guest off. Does not return; a second caller waits for the first one's end.
 pub fn off(reason: &str) -> ! {
     static UNDERWAY: AtomicBool = AtomicBool::new(false);
@@ -42,6 +45,15 @@ pub fn off(reason: &str) -> ! {
     loop {
         std::thread::park();
     }
+}
+
+/// Powers off soon after the call that asks for it was answered.
+pub fn off_after_answer() {
+    crate::thread::start("osc-off", || {
+        // The answer is on its way as soon as the calling thread has written it: the host hangs up, or this much is enough.
+        std::thread::park_timeout(ANSWER);
+        off("the host asked for it")
+    });
 }
 
 /// A panic in any thread ends the guest with its message and place on the console.

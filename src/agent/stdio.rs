@@ -15,18 +15,17 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 
 use super::streams::Streams;
+use crate::rpc::wire::agent::{EOF_TEXT, NO_STREAM};
 use crate::rpc::{Code, Status, Stream};
 
-/// One read and one write move this much; memory is touched only as far as it is used.
-const BLOCK: usize = 64 * 1024;
+/// One read moves this much: two frames of a mux on virtio-serial, whose driver takes 32 KiB at once. Memory is touched only as
+/// far as it is used.
+const BLOCK: usize = 2 * (32 * 1024 - 12);
 
 /// What a process may have written ahead of the host.
 const PIPE: usize = 256 * 1024;
 
-/// The text by which a stock shim knows the end of a stream (WIRE.md).
-const EOF: &str = "read meet eof";
-
-/// The streams a request names, by number; 0 is none.
+/// The streams a request names, by number; 0 and `NO_STREAM` are none, but all three 0 ask for the calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ports {
     pub stdin: u32,
@@ -155,7 +154,7 @@ impl Stdio {
 
     /// ReadStdout, ReadStderr: what is there, at most `limit` bytes, waiting for the first.
     pub fn read(&self, output: Output, limit: usize) -> Result<Vec<u8>, Status> {
-        let eof = || Status::new(Code::Internal, EOF);
+        let eof = || Status::new(Code::Internal, EOF_TEXT);
         let file = match output {
             Output::Stdout => &self.stdout,
             Output::Stderr => &self.stderr,
@@ -215,7 +214,7 @@ impl Stdio {
             let mut fds = [PollFd::from_borrowed_fd(file.as_fd(), what), PollFd::from_borrowed_fd(self.closed.as_fd(), PollFlags::IN)];
             match poll(&mut fds, None) {
                 Ok(_) if !fds[0].revents().is_empty() => return Ok(()),
-                Ok(_) if !fds[1].revents().is_empty() => return Err(Status::new(Code::Internal, EOF)),
+                Ok(_) if !fds[1].revents().is_empty() => return Err(Status::new(Code::Internal, EOF_TEXT)),
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(e) => return Err(Status::new(Code::Internal, format!("poll: {e}"))),
             }
@@ -225,7 +224,7 @@ impl Stdio {
 
 /// Takes the named streams from the table; one named twice serves both directions.
 fn claim(table: &Streams, ports: Ports) -> io::Result<Ours> {
-    let one = |number: u32| if number == 0 { Ok(None) } else { table.take(number).map(Some) };
+    let one = |number: u32| if [0, NO_STREAM].contains(&number) { Ok(None) } else { table.take(number).map(Some) };
     let stdin = one(ports.stdin)?;
     let stdout = match &stdin {
         Some(stream) if ports.stdout == ports.stdin => Some(stream.try_clone()?),

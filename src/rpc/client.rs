@@ -1,19 +1,27 @@
 //! The calling end of ttrpc: any number of calls at once on one connection.
+//!
+//! A thread writes and a thread reads, so that a caller's time limit holds also where the peer takes nothing any more: a
+//! hung guest must not hang who asks for its state.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::BufReader;
 use std::net::Shutdown;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use prost::Message;
+use prost::encoding::encode_varint;
 
-use super::frame::{self, Frame, Incoming, kind};
+use super::frame::{self, Incoming, kind};
 use super::wire::ttrpc::{Request, Response};
 use super::{Code, Status, Stream};
 
 /// One read of the connection.
 const READ_AHEAD: usize = 16 * 1024;
+
+/// Bytes of requests that wait to be written; beyond that, callers wait. Two of the largest.
+const MOST_QUEUED: usize = 2 * frame::LIMIT;
 
 /// A connection to a server; clones share it. It is closed when the last of them is dropped.
 #[derive(Clone)]
@@ -21,61 +29,60 @@ pub struct Client {
     connection: Arc<Connection>,
 }
 
+/// Its drop closes; the threads hold only what is inside.
 struct Connection {
     shared: Arc<Shared>,
-    /// `None` where there was no descriptor left for it.
-    out: Mutex<Option<Stream>>,
-    /// For `close`, which must not wait for a write in progress.
-    handle: Stream,
 }
 
-#[derive(Default)]
 struct Shared {
-    calls: Mutex<Calls>,
-    changed: Condvar,
+    stream: Stream,
+    state: Mutex<State>,
+    /// There is something to write, or nothing more to do.
+    work: Condvar,
+    /// There is room in the queue, or nothing more to do.
+    room: Condvar,
+    /// Nothing more to do.
+    end: Condvar,
 }
 
+type Answer = Result<Vec<u8>, Status>;
+
 #[derive(Default)]
-struct Calls {
+struct State {
     last: u32,
-    /// `None` until the answer is there. A call that gave up waiting is not in here, and its answer is dropped.
-    open: HashMap<u32, Option<Result<Vec<u8>, Status>>>,
+    /// Who waits for which answer. A call that gave up waiting is not in here, and its answer is dropped.
+    open: HashMap<u32, SyncSender<Answer>>,
+    queue: VecDeque<Outgoing>,
+    queued: usize,
     /// Why nothing more will come.
     ended: Option<String>,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Calls> {
-        self.calls.lock().unwrap_or_else(|p| p.into_inner())
-    }
-
-    fn end(&self, why: String) {
-        let mut calls = self.lock();
-        calls.ended.get_or_insert(why);
-        self.changed.notify_all();
-    }
+/// A request to be written, in two parts: a large payload is not copied behind its tag.
+struct Outgoing {
+    stream: u32,
+    head: Vec<u8>,
+    payload: Vec<u8>,
 }
 
-fn lost(why: &str) -> Status {
-    Status::new(Code::Unavailable, format!("the connection is lost: {why}"))
+impl Outgoing {
+    fn length(&self) -> usize {
+        self.head.len() + self.payload.len()
+    }
 }
 
 impl Client {
+    /// Takes over `stream`. Where no thread can be started for it, every call is told so.
     pub fn new(stream: Stream) -> Client {
-        let shared = Arc::new(Shared::default());
-        let out = match (stream.try_clone(), stream.try_clone()) {
-            (Ok(out), Ok(from)) => {
-                let shared = shared.clone();
-                crate::thread::start("answers", move || read_answers(&shared, from));
-                Some(out)
-            }
-            // Out of descriptors: every call is told so.
-            (Err(e), _) | (_, Err(e)) => {
-                shared.end(e.to_string());
-                None
-            }
-        };
-        Client { connection: Arc::new(Connection { shared, out: Mutex::new(out), handle: stream }) }
+        let (work, room, end) = Default::default();
+        let shared = Arc::new(Shared { stream, state: Mutex::default(), work, room, end });
+        let (reading, writing) = (shared.clone(), shared.clone());
+        let started = crate::thread::try_start("answers", move || reading.read())
+            .and_then(|_| crate::thread::try_start("requests", move || writing.write()));
+        if let Err(e) = started {
+            shared.end(format!("cannot start a thread: {e}"));
+        }
+        Client { connection: Arc::new(Connection { shared }) }
     }
 
     /// Calls `service/method`; `timeout` of `None` waits as long as it takes.
@@ -93,64 +100,29 @@ impl Client {
     /// The same with marshalled messages.
     pub fn call_raw(&self, service: &str, method: &str, payload: Vec<u8>, timeout: Option<Duration>) -> Result<Vec<u8>, Status> {
         let shared = &self.connection.shared;
-        let request = Request {
-            service: service.into(),
-            method: method.into(),
-            payload,
-            timeout_nano: timeout.map(|t| i64::try_from(t.as_nanos()).unwrap_or(i64::MAX)).unwrap_or(0),
-            metadata: Vec::new(),
-        };
-        let body = request.encode_to_vec();
-        if body.len() > frame::LIMIT {
-            return Err(Status::new(Code::ResourceExhausted, format!("a request of {} bytes; {} is the most", body.len(), frame::LIMIT)));
-        }
         let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
-        let stream = {
-            let mut out = self.connection.out.lock().unwrap_or_else(|p| p.into_inner());
-            let out = out.as_mut().ok_or_else(|| lost("it was never there"))?;
-            // Taken under the lock of the stream: numbers increase on the wire.
-            let stream = {
-                let mut calls = shared.lock();
-                if let Some(why) = &calls.ended {
-                    return Err(lost(why));
-                }
-                calls.last = if calls.last == 0 { 1 } else { calls.last.wrapping_add(2) };
-                let stream = calls.last;
-                calls.open.insert(stream, None);
-                stream
-            };
-            if let Err(e) = frame::write(out, &Frame { stream, kind: kind::REQUEST, flags: 0, body }) {
-                shared.lock().open.remove(&stream);
-                shared.end(e.to_string());
-                return Err(lost(&e.to_string()));
-            }
-            stream
+        let request = Outgoing { stream: 0, head: head(service, method, payload.len(), timeout), payload };
+        let length = request.length();
+        if length > frame::LIMIT {
+            return Err(Status::new(Code::ResourceExhausted, format!("a request of {length} bytes; {} is the most", frame::LIMIT)));
+        }
+        let late = || {
+            let waited = timeout.unwrap_or_default();
+            Status::new(Code::DeadlineExceeded, format!("no answer to {method} within {waited:?}"))
         };
-        self.wait(stream, method, deadline)
-    }
-
-    fn wait(&self, stream: u32, method: &str, deadline: Option<Instant>) -> Result<Vec<u8>, Status> {
-        let shared = &self.connection.shared;
-        let mut calls = shared.lock();
-        loop {
-            if calls.open.get(&stream).is_some_and(|answer| answer.is_some()) {
-                return calls.open.remove(&stream).flatten().unwrap_or_else(|| Err(lost("no answer")));
+        let (stream, answer) = shared.enqueue(request, deadline).map_err(|e| e.unwrap_or_else(late))?;
+        let answered = match deadline {
+            None => answer.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(deadline) => answer.recv_timeout(deadline.saturating_duration_since(Instant::now())),
+        };
+        match answered {
+            Ok(answer) => answer,
+            Err(RecvTimeoutError::Disconnected) => Err(shared.lost()),
+            Err(RecvTimeoutError::Timeout) => {
+                shared.forget(stream);
+                // It may have come in the last moment.
+                answer.try_recv().unwrap_or_else(|_| Err(late()))
             }
-            if let Some(why) = calls.ended.clone() {
-                calls.open.remove(&stream);
-                return Err(lost(&why));
-            }
-            calls = match deadline {
-                None => shared.changed.wait(calls).unwrap_or_else(|p| p.into_inner()),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        calls.open.remove(&stream);
-                        return Err(Status::new(Code::DeadlineExceeded, format!("no answer to {method} in time")));
-                    }
-                    shared.changed.wait_timeout(calls, left).unwrap_or_else(|p| p.into_inner()).0
-                }
-            };
         }
     }
 
@@ -161,53 +133,159 @@ impl Client {
 
     /// Blocks until the connection has ended.
     pub fn wait_closed(&self) {
-        let mut calls = self.connection.shared.lock();
-        while calls.ended.is_none() {
-            calls = self.connection.shared.changed.wait(calls).unwrap_or_else(|p| p.into_inner());
+        let shared = &self.connection.shared;
+        let mut state = shared.lock();
+        while state.ended.is_none() {
+            state = shared.end.wait(state).unwrap_or_else(|p| p.into_inner());
         }
     }
 
     /// Ends the connection: calls in flight and later ones are `Unavailable`.
     pub fn close(&self) {
-        self.connection.close();
-    }
-}
-
-impl Connection {
-    fn close(&self) {
-        self.shared.end("closed by us".into());
-        let _ = self.handle.shutdown(Shutdown::Both);
+        self.connection.shared.end("closed by us".into());
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.close();
+        self.shared.end("closed by us".into());
     }
 }
 
-fn read_answers(shared: &Shared, stream: Stream) {
-    let mut from = BufReader::with_capacity(READ_AHEAD, stream);
-    let why = loop {
-        let (stream, answer) = match frame::read(&mut from) {
-            Ok(Some(Incoming::Frame(f))) if f.kind == kind::RESPONSE => (f.stream, decode(&f.body)),
-            Ok(Some(Incoming::Frame(_))) => continue,
-            Ok(Some(Incoming::TooLong { stream, length, .. })) => {
-                (stream, Err(Status::new(Code::ResourceExhausted, format!("an answer of {length} bytes; {} is the most", frame::LIMIT))))
-            }
-            Ok(None) => break "the peer closed it".to_owned(),
-            Err(e) => break e.to_string(),
-        };
-        let mut calls = shared.lock();
-        if let Some(slot) = calls.open.get_mut(&stream) {
-            *slot = Some(answer);
-            shared.changed.notify_all();
-        }
-    };
-    shared.end(why);
+/// All of an encoded [`Request`] but the bytes of its payload, which come last.
+fn head(service: &str, method: &str, length: usize, timeout: Option<Duration>) -> Vec<u8> {
+    // 0 would mean no limit.
+    let timeout_nano = timeout.map_or(0, |t| i64::try_from(t.as_nanos()).unwrap_or(i64::MAX).max(1));
+    let request = Request { service: service.into(), method: method.into(), timeout_nano, ..Request::default() };
+    let mut head = request.encode_to_vec();
+    head.push(3 << 3 | 2);
+    encode_varint(length as u64, &mut head);
+    head
 }
 
-fn decode(body: &[u8]) -> Result<Vec<u8>, Status> {
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|p| p.into_inner())
+    }
+
+    fn lost(&self) -> Status {
+        Status::new(Code::Unavailable, format!("the connection is lost: {}", self.lock().ended.as_deref().unwrap_or("no answer")))
+    }
+
+    /// Gives the request a number and a place in the queue. `Err(None)`: there was no room in time.
+    fn enqueue(&self, mut request: Outgoing, deadline: Option<Instant>) -> Result<(u32, Receiver<Answer>), Option<Status>> {
+        let mut state = self.lock();
+        while state.queued + request.length() > MOST_QUEUED && state.ended.is_none() {
+            state = match deadline {
+                None => self.room.wait(state).unwrap_or_else(|p| p.into_inner()),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Err(None);
+                    }
+                    self.room.wait_timeout(state, left).unwrap_or_else(|p| p.into_inner()).0
+                }
+            };
+        }
+        if state.ended.is_some() {
+            drop(state);
+            return Err(Some(self.lost()));
+        }
+        let stream = state.next();
+        let (give, answer) = sync_channel(1);
+        state.open.insert(stream, give);
+        state.queued += request.length();
+        request.stream = stream;
+        state.queue.push_back(request);
+        self.work.notify_one();
+        Ok((stream, answer))
+    }
+
+    /// Nobody waits for this answer any more, and if the request is not on its way yet, it need not go.
+    fn forget(&self, stream: u32) {
+        let mut state = self.lock();
+        state.open.remove(&stream);
+        if let Some(at) = state.queue.iter().position(|r| r.stream == stream) {
+            state.queued -= state.queue.remove(at).map_or(0, |r| r.length());
+            self.room.notify_all();
+        }
+    }
+
+    fn end(&self, why: String) {
+        {
+            let mut state = self.lock();
+            if state.ended.is_some() {
+                return;
+            }
+            state.ended = Some(why);
+            // Who waits sees its sender go.
+            state.open.clear();
+            state.queue.clear();
+        }
+        self.work.notify_all();
+        self.room.notify_all();
+        self.end.notify_all();
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
+    fn write(&self) {
+        loop {
+            let request = {
+                let mut state = self.lock();
+                loop {
+                    if state.ended.is_some() {
+                        return;
+                    }
+                    if let Some(request) = state.queue.pop_front() {
+                        state.queued -= request.length();
+                        self.room.notify_all();
+                        break request;
+                    }
+                    state = self.work.wait(state).unwrap_or_else(|p| p.into_inner());
+                }
+            };
+            let body = [request.head.as_slice(), request.payload.as_slice()];
+            if let Err(e) = frame::write_parts(&mut &self.stream, request.stream, kind::REQUEST, 0, body) {
+                return self.end(e.to_string());
+            }
+        }
+    }
+
+    fn read(&self) {
+        let mut from = BufReader::with_capacity(READ_AHEAD, &self.stream);
+        let why = loop {
+            let (stream, answer) = match frame::read(&mut from) {
+                Ok(Some(Incoming::Frame(f))) if f.kind == kind::RESPONSE => (f.stream, decode(&f.body)),
+                Ok(Some(Incoming::Frame(_))) => continue,
+                Ok(Some(Incoming::TooLong { stream, length, .. })) => (
+                    stream,
+                    Err(Status::new(Code::ResourceExhausted, format!("an answer of {length} bytes; {} is the most", frame::LIMIT))),
+                ),
+                Ok(None) => break "the peer closed it".to_owned(),
+                Err(e) => break e.to_string(),
+            };
+            if let Some(waiting) = self.lock().open.remove(&stream) {
+                // One place, one answer: this never blocks.
+                let _ = waiting.send(answer);
+            }
+        };
+        self.end(why);
+    }
+}
+
+impl State {
+    /// Odd and increasing; begins anew after two thousand million calls, and then passes over those that still wait.
+    fn next(&mut self) -> u32 {
+        loop {
+            self.last = if self.last == 0 { 1 } else { self.last.wrapping_add(2) };
+            if !self.open.contains_key(&self.last) {
+                return self.last;
+            }
+        }
+    }
+}
+
+fn decode(body: &[u8]) -> Answer {
     let response = Response::decode(body).map_err(|e| Status::new(Code::Internal, format!("no ttrpc response: {e}")))?;
     match response.status {
         Some(s) if s.code != 0 => Err(Status::new(Code::from(s.code), s.message)),

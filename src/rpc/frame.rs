@@ -7,8 +7,13 @@ use std::io::{self, IoSlice, Read, Write};
 /// The longest body a frame may have, both ways.
 pub const LIMIT: usize = 4 << 20;
 
+const HEADER: usize = 10;
+
 /// Beyond this a stated length is no large message but no ttrpc at all.
 const ABSURD: usize = 64 << 20;
+
+/// What is set aside for a body before any of it has arrived.
+const FIRST: usize = 64 * 1024;
 
 /// What a frame is.
 pub mod kind {
@@ -42,7 +47,7 @@ pub enum Incoming {
 
 /// Reads one frame; `None` where the stream ends between two.
 pub fn read(from: &mut impl Read) -> io::Result<Option<Incoming>> {
-    let mut header = [0; 10];
+    let mut header = [0; HEADER];
     if !read_or_end(from, &mut header)? {
         return Ok(None);
     }
@@ -52,11 +57,13 @@ pub fn read(from: &mut impl Read) -> io::Result<Option<Incoming>> {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a frame of {length} bytes: the peer does not speak ttrpc")));
     }
     if length > LIMIT {
-        io::copy(&mut from.by_ref().take(length as u64), &mut io::sink())?;
+        if io::copy(&mut from.by_ref().take(length as u64), &mut io::sink())? < length as u64 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         return Ok(Some(Incoming::TooLong { stream, kind, length }));
     }
     // Grows with what arrives: a stated length alone costs no memory.
-    let mut body = Vec::with_capacity(length.min(64 * 1024));
+    let mut body = Vec::with_capacity(length.min(FIRST));
     if from.by_ref().take(length as u64).read_to_end(&mut body)? < length {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
@@ -65,27 +72,32 @@ pub fn read(from: &mut impl Read) -> io::Result<Option<Incoming>> {
 
 /// Writes one frame, header and body in one call where the kernel takes them.
 pub fn write(to: &mut impl Write, frame: &Frame) -> io::Result<()> {
-    if frame.body.len() > LIMIT {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("a message of {} bytes; ttrpc takes {LIMIT}", frame.body.len())));
+    write_parts(to, frame.stream, frame.kind, frame.flags, [&frame.body, &[]])
+}
+
+/// The same for a body in two parts, which need not be copied together. A body that is too long is an error before
+/// anything is written.
+pub fn write_parts(to: &mut impl Write, stream: u32, kind: u8, flags: u8, body: [&[u8]; 2]) -> io::Result<()> {
+    let length = body[0].len() + body[1].len();
+    if length > LIMIT {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("a message of {length} bytes; ttrpc takes {LIMIT}")));
     }
-    let mut header = [0; 10];
-    header[..4].copy_from_slice(&(frame.body.len() as u32).to_be_bytes());
-    header[4..8].copy_from_slice(&frame.stream.to_be_bytes());
-    header[8] = frame.kind;
-    header[9] = frame.flags;
-    write_both(to, &header, &frame.body)?;
+    let mut header = [0; HEADER];
+    header[..4].copy_from_slice(&(length as u32).to_be_bytes());
+    header[4..8].copy_from_slice(&stream.to_be_bytes());
+    header[8] = kind;
+    header[9] = flags;
+    write_all(to, &mut [IoSlice::new(&header), IoSlice::new(body[0]), IoSlice::new(body[1])])?;
     to.flush()
 }
 
-/// Writes two pieces as if they were one.
-pub(super) fn write_both(to: &mut impl Write, head: &[u8], body: &[u8]) -> io::Result<()> {
-    let mut slices = [IoSlice::new(head), IoSlice::new(body)];
-    let mut left = &mut slices[..];
-    IoSlice::advance_slices(&mut left, 0);
-    while !left.is_empty() {
-        match to.write_vectored(left) {
+/// Writes several pieces as if they were one.
+pub(super) fn write_all(to: &mut impl Write, mut pieces: &mut [IoSlice<'_>]) -> io::Result<()> {
+    IoSlice::advance_slices(&mut pieces, 0);
+    while !pieces.is_empty() {
+        match to.write_vectored(pieces) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(n) => IoSlice::advance_slices(&mut left, n),
+            Ok(n) => IoSlice::advance_slices(&mut pieces, n),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
@@ -120,7 +132,9 @@ mod tests {
         write(&mut bytes, &frame).unwrap();
         assert_eq!(read(&mut bytes.as_slice()).unwrap(), Some(Incoming::Frame(frame)));
         let longer = Frame { stream: 1, kind: kind::REQUEST, flags: 0, body: vec![7; LIMIT + 1] };
+        let before = bytes.len();
         assert_eq!(write(&mut bytes, &longer).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(bytes.len(), before);
     }
 
     #[test]
@@ -134,6 +148,46 @@ mod tests {
         assert_eq!(read(&mut from).unwrap(), Some(Incoming::TooLong { stream: 5, kind: kind::REQUEST, length: LIMIT + 1 }));
         assert!(matches!(read(&mut from).unwrap(), Some(Incoming::Frame(f)) if f.stream == 7));
         assert_eq!(read(&mut from).unwrap(), None);
+    }
+
+    #[test]
+    fn an_end_inside_a_frame_is_an_error_wherever_it_is() {
+        let mut bytes = Vec::new();
+        write(&mut bytes, &Frame { stream: 1, kind: kind::DATA, flags: 3, body: b"body".to_vec() }).unwrap();
+        assert_eq!(bytes, [0, 0, 0, 4, 0, 0, 0, 1, 3, 3, b'b', b'o', b'd', b'y']);
+        for end in 1..bytes.len() {
+            assert_eq!(read(&mut &bytes[..end]).unwrap_err().kind(), io::ErrorKind::UnexpectedEof, "cut at {end}");
+        }
+        let mut long = ((LIMIT + 1) as u32).to_be_bytes().to_vec();
+        long.extend([0, 0, 0, 1, kind::REQUEST, 0, 1, 2, 3]);
+        assert_eq!(read(&mut long.as_slice()).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn what_cannot_be_ttrpc_ends_the_connection_at_once() {
+        let bytes = *b"GET / HTTP/1.1\r\n";
+        assert_eq!(read(&mut bytes.as_slice()).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    /// Takes one byte at a time.
+    struct Slow(Vec<u8>);
+
+    impl Write for Slow {
+        fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+            self.0.extend(buf.first());
+            Ok(buf.len().min(1))
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_writer_that_takes_little_gets_it_all() {
+        let mut slow = Slow(Vec::new());
+        write_parts(&mut slow, 9, kind::RESPONSE, 0, [b"ab", b"cd"]).unwrap();
+        let Some(Incoming::Frame(frame)) = read(&mut slow.0.as_slice()).unwrap() else { panic!("no frame") };
+        assert_eq!((frame.stream, frame.body.as_slice()), (9, b"abcd".as_slice()));
     }
 
     proptest! {

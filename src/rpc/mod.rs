@@ -4,12 +4,16 @@
 //! numbers of every message are in [`wire`].
 
 mod client;
+mod deadlines;
 pub mod frame;
 pub mod mux;
 mod server;
 mod status;
 mod stream;
+#[cfg(test)]
+mod tests;
 pub mod wire;
+mod workers;
 
 pub use client::Client;
 pub use server::{Context, Server, Service, unary};

@@ -1,3 +1,12 @@
-//! Faces of a pod: Task API, `osc run`. Each only translates to [`sandbox`].
+//! Faces of a pod: the Task API, `osc run`, and the commands that look at sandboxes. Each only translates to [`sandbox`].
 
+pub mod ctl;
+pub mod fifo;
+pub mod image;
+pub mod progress;
+pub mod run;
 pub mod sandbox;
+pub mod task;
+
+/// The Task API of every sandbox, in its state directory: what `osc exec`, `logs` and `stop` dial, whoever started it.
+pub const SOCKET: &str = "shim.sock";

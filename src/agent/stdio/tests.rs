@@ -89,7 +89,7 @@ fn blocked_calls_return_when_the_container_goes() {
         std::thread::spawn(move || stdio.write(&vec![0; 4 * PIPE]))
     };
     stdio.close();
-    assert_eq!(reader.join().unwrap().unwrap_err().message, EOF);
+    assert_eq!(reader.join().unwrap().unwrap_err().message, EOF_TEXT);
     assert!(writer.join().unwrap().is_err());
     child.signal(libc::SIGKILL);
     child.wait().unwrap();
@@ -119,6 +119,14 @@ fn a_terminal_is_one_stream_both_ways_and_ends_by_its_eof_character() {
     host.shutdown(Shutdown::Write).unwrap();
     assert_eq!(String::from_utf8_lossy(&all(&host)), "unfinished33 99\n");
     assert_eq!(child.wait().unwrap(), Ended::Exited(0));
+}
+
+#[test]
+fn a_process_that_nobody_listens_to_does_not_block() {
+    let none = Ports { stdin: NO_STREAM, stdout: NO_STREAM, stderr: NO_STREAM };
+    let (stdio, child) = run("cat; head -c 1000000 /dev/zero; exit 3", &Streams::default(), none);
+    assert_eq!(child.wait().unwrap(), Ended::Exited(3));
+    assert_eq!(stdio.read(Output::Stdout, 1).unwrap_err().message, EOF_TEXT);
 }
 
 #[test]

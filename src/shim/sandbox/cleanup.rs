@@ -6,15 +6,11 @@
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use super::record::{self, Story, Thing};
 use crate::fs::mount;
 use crate::fs::share::Share;
 use crate::process;
-
-/// How long a killed process may take to be gone: it may be writing out a core or sit in a slow system call.
-const KILLED: Duration = Duration::from_secs(5);
 
 /// Undoes everything that `story` says stands. Answers what could not be undone, one line each.
 pub fn undo(story: &Story) -> Vec<String> {
@@ -81,10 +77,11 @@ fn each_orphan<T>(act: impl Fn(&str, &Path) -> T) -> Vec<(String, T)> {
 
 fn undo_one(thing: &Thing) -> io::Result<()> {
     match thing {
-        Thing::Process { marker, pid, start, .. } => match (pid, start) {
-            (Some(pid), Some(start)) => kill(*pid, *start),
-            _ => marked(marker).into_iter().try_for_each(|(pid, start)| kill(pid, start)),
-        },
+        // By its pid, and by its marker: it may have forked (virtiofsd does), or been caught between intent and fact.
+        Thing::Process { marker, pid, start, .. } => {
+            let known = pid.zip(*start);
+            known.into_iter().chain(marked(marker)).try_for_each(|(pid, start)| process::kill_named(pid, start))
+        }
         Thing::Share { sandbox } => Share::of(sandbox).remove(),
         Thing::Tree { path } => remove_tree(path),
         Thing::File { path } => gone_is_fine(fs::remove_file(path)),
@@ -104,37 +101,6 @@ fn marked(marker: &str) -> Vec<(i32, u64)> {
         })
         .filter_map(|pid| Some((pid, process::start_time(pid)?)))
         .collect()
-}
-
-/// Kills the process that had this pid and start time, and no other; returns when it is gone.
-fn kill(pid: i32, start: u64) -> io::Result<()> {
-    use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-    let Some(pid_) = Pid::from_raw(pid) else { return Ok(()) };
-    let pidfd = match pidfd_open(pid_, PidfdFlags::empty()) {
-        Ok(fd) => fd,
-        Err(rustix::io::Errno::SRCH) => return Ok(()),
-        Err(e) => return Err(e.into()),
-    };
-    // Read after the descriptor was taken: from here on it cannot be another process.
-    if process::start_time(pid) != Some(start) {
-        return Ok(());
-    }
-    match pidfd_send_signal(&pidfd, Signal::KILL) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-        Err(e) => return Err(e.into()),
-    }
-    let deadline = Instant::now() + KILLED;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let mut fds = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
-        let wait = rustix::event::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-        match rustix::event::poll(&mut fds, Some(&wait)) {
-            Ok(0) => return Err(io::Error::new(io::ErrorKind::TimedOut, format!("process {pid} does not die"))),
-            Ok(_) => return Ok(()),
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(e) => return Err(e.into()),
-        }
-    }
 }
 
 /// Removes a tree of ours: its mounts are detached first, so that a delete never reaches into somebody's files.
@@ -165,7 +131,7 @@ mod tests {
     fn a_process_is_killed_by_pid_and_start_time_and_a_namesake_is_not() {
         let child = sleeper();
         let start = process::start_time(child.pid).unwrap();
-        kill(child.pid, start + 1).unwrap();
+        process::kill_named(child.pid, start + 1).unwrap();
         assert_eq!(process::start_time(child.pid), Some(start));
         let thing = Thing::Process { what: "sleep".into(), marker: "none".into(), pid: Some(child.pid), start: Some(start) };
         assert_eq!(undo(&Story { lines: vec![Line::Done { thing }] }), Vec::<String>::new());

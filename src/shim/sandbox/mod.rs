@@ -1,4 +1,291 @@
-//! THE pod: VM, agent client, share, endpoints, containers. One way to start, one to clean up.
+//! THE pod: VM, agent client, share, containers. One way to start, one to clean up.
+//!
+//! A start is a row of phases, each recorded before it is done; an error in any of them undoes all that stands and says
+//! in which phase it arose. From then on two threads watch QEMU and virtiofsd: whichever dies first is the reason that
+//! every waiter, the record and the log are given.
 
+pub mod agent;
+mod boot;
 pub mod cleanup;
+pub mod container;
+pub mod hooks;
+pub mod io;
 pub mod record;
+mod spec;
+pub mod volume;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use agent::Agent;
+pub use boot::{dry_run, host_memory_mib};
+pub use container::{Container, Event, Exit, NewContainer, Process, State};
+use record::{Claim, Record};
+
+use super::progress::Progress;
+use crate::config::Config;
+use crate::error::{Failure, Result, Stage};
+use crate::fs::image::GuestImage;
+use crate::fs::share::Share;
+use crate::fs::virtiofsd::Virtiofsd;
+use crate::rpc::Code;
+use crate::rpc::wire::agent as wire;
+use crate::vm::{Device, Size, Vm};
+
+/// How long the guest may take to stop its containers, write back and power off.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What a sandbox is asked to be.
+pub struct NewSandbox {
+    pub id: String,
+    /// Who asks: `osc run`, `containerd default`.
+    pub manager: String,
+    pub config: Config,
+    /// What the VM boots with.
+    pub size: Size,
+    pub hostname: String,
+    pub dns: Vec<String>,
+    /// Size of the pod's /dev/shm, bytes.
+    pub shm_size: u64,
+    /// Devices besides the share.
+    pub devices: Vec<Device>,
+}
+
+/// What happens in a sandbox is told here, from threads of the sandbox.
+pub type Observer = Box<dyn Fn(&Event) + Send + Sync>;
+
+/// A running sandbox.
+pub struct Sandbox {
+    pub id: String,
+    pub config: Config,
+    pub image: GuestImage,
+    share: Share,
+    vm: Arc<dyn Vm>,
+    agent: Arc<Agent>,
+    record: Record,
+    containers: Mutex<BTreeMap<String, Arc<Container>>>,
+    /// Why it died, once it has.
+    death: Mutex<Option<Failure>>,
+    died: Condvar,
+    observer: OnceLock<Observer>,
+}
+
+/// The id becomes a file name, a cgroup's and an argument of QEMU.
+pub fn check_id(id: &str) -> Result<()> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    if id.is_empty() || id.len() > 128 || !id.chars().all(plain) || !id.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+        let way_out = "1 to 128 of a-z A-Z 0-9 _ . -, the first a letter or digit";
+        return Err(Failure::new(Stage::Request, format!("{id:?} is no id")).code(Code::InvalidArgument).way_out(way_out));
+    }
+    Ok(())
+}
+
+/// What `osc run` exits with for a failure of this kind: a shell's numbers for a command that is not there (127) or cannot
+/// be executed (126), 125 for everything that is ours.
+pub fn exit_status(failure: &Failure) -> i32 {
+    match (failure.stage, failure.code) {
+        (Stage::Container, Code::NotFound) => 127,
+        (Stage::Container, Code::PermissionDenied) => 126,
+        _ => 125,
+    }
+}
+
+impl Sandbox {
+    /// Starts a sandbox: image, share, VM, agent. On an error nothing is left.
+    pub fn start(new: NewSandbox, progress: &Progress) -> Result<Arc<Sandbox>> {
+        check_id(&new.id)?;
+        for swept in cleanup::sweep_all() {
+            match swept.result {
+                Ok(()) => log::info!("swept what sandbox {} left", swept.sandbox),
+                Err(e) => log::warn!("sandbox {} was left by a process that died and cannot be swept: {e}", swept.sandbox),
+            }
+        }
+        let record = Record::claim(&new.id, &new.manager, cleanup::undo_dir).map_err(|e| match e {
+            Claim::Taken { manager } => Failure::new(Stage::Request, format!("sandbox {} exists already ({manager})", new.id))
+                .code(Code::AlreadyExists)
+                .way_out("choose another id, or stop that one"),
+            Claim::Io(e) => Failure::new(Stage::Request, format!("state directory of {}: {e}", new.id)).way_out("see whether /run is full"),
+        })?;
+        let dir = record.dir().to_owned();
+        Sandbox::boot(new, record, progress).inspect_err(|_| clean(&dir))
+    }
+
+    fn boot(new: NewSandbox, record: Record, progress: &Progress) -> Result<Arc<Sandbox>> {
+        let booted = boot::boot(&new, &record, progress)?;
+        let sandbox = Arc::new(Sandbox {
+            id: new.id,
+            config: new.config,
+            image: booted.image,
+            share: booted.share,
+            vm: booted.vm,
+            agent: booted.agent,
+            record,
+            containers: Mutex::default(),
+            death: Mutex::new(None),
+            died: Condvar::new(),
+            observer: OnceLock::new(),
+        });
+        sandbox.watch(booted.daemon);
+        Ok(sandbox)
+    }
+
+    /// Who is told of events. Only the first call counts.
+    pub fn observe(&self, observer: Observer) {
+        let _ = self.observer.set(observer);
+    }
+
+    /// Where the sandbox's state lies.
+    pub fn dir(&self) -> &Path {
+        self.record.dir()
+    }
+
+    fn containers(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Container>>> {
+        self.containers.lock().unwrap_or_else(|p| p.into_inner())
+    }
+
+    /// Makes a container; it waits to be started.
+    pub fn create(self: &Arc<Sandbox>, new: NewContainer) -> Result<Arc<Container>> {
+        check_id(&new.id)?;
+        if self.containers().contains_key(&new.id) {
+            return Err(Failure::new(Stage::Container, format!("container {} exists already", new.id)).code(Code::AlreadyExists));
+        }
+        let container = Arc::new(Container::create(self, new)?);
+        self.containers().insert(container.id.clone(), container.clone());
+        Ok(container)
+    }
+
+    pub fn container(&self, id: &str) -> Result<Arc<Container>> {
+        self.containers().get(id).cloned().ok_or_else(|| Failure::new(Stage::Container, format!("no container {id}")).code(Code::NotFound))
+    }
+
+    /// Ids of its containers.
+    pub fn container_ids(&self) -> Vec<String> {
+        self.containers().keys().cloned().collect()
+    }
+
+    /// Takes a container that is not running out of the sandbox.
+    pub fn remove(&self, id: &str) -> Result<Exit> {
+        let container = self.container(id)?;
+        let exit = match container.init.state() {
+            State::Stopped(exit) => exit,
+            State::Created => Exit { status: 0, at: SystemTime::now() },
+            State::Running => {
+                let way_out = "kill it first";
+                return Err(Failure::new(Stage::Container, format!("container {id} is running"))
+                    .code(Code::FailedPrecondition)
+                    .way_out(way_out));
+            }
+        };
+        for error in container.remove(self, self.death().is_none()) {
+            log::warn!("{error}");
+        }
+        self.containers().remove(id);
+        Ok(exit)
+    }
+
+    /// Why the sandbox died, once it has.
+    pub fn death(&self) -> Option<Failure> {
+        self.death.lock().unwrap_or_else(|p| p.into_inner()).clone()
+    }
+
+    /// An error in the light of what is known: a call that fails because the VM died is told as the VM's death.
+    pub(crate) fn explain(&self, failure: Failure) -> Failure {
+        if failure.code != Code::Unavailable {
+            return failure;
+        }
+        // The broken connection is often seen before the watchers have told why.
+        const TOLD: Duration = Duration::from_secs(2);
+        let death = self.death.lock().unwrap_or_else(|p| p.into_inner());
+        let (death, _) = self.died.wait_timeout_while(death, TOLD, |d| d.is_none()).unwrap_or_else(|p| p.into_inner());
+        death.clone().unwrap_or(failure)
+    }
+
+    /// Ends the sandbox: its guest, its VM, everything on the host. `keep` leaves the state directory (what `osc logs` and
+    /// `osc ps --all` read of a detached run that ended).
+    pub fn stop(&self, keep: bool) {
+        if self.death().is_none() {
+            // An expected end is no failure, but it is the reason that a later call is given.
+            self.set_death(Failure::new(Stage::Agent, "the sandbox was stopped").code(Code::Unavailable));
+            let _: Result<crate::rpc::wire::google::Empty, _> =
+                self.agent.call("DestroySandbox", &wire::DestroySandboxRequest::default(), Some(GRACE));
+        }
+        self.vm.stop(GRACE);
+        self.agent.close();
+        if keep {
+            let errors = record::read(self.dir()).map(|story| cleanup::undo(&story)).unwrap_or_default();
+            errors.iter().for_each(|e| log::warn!("{e}"));
+            if let Err(e) = std::fs::write(self.dir().join("ended"), "") {
+                log::warn!("{}: {e}", self.dir().display());
+            }
+        } else {
+            clean(self.dir());
+        }
+    }
+
+    /// Two watchers: the VM and the share's daemon. Whichever dies first is the reason.
+    fn watch(self: &Arc<Sandbox>, daemon: Arc<Virtiofsd>) {
+        let (weak, vm) = (Arc::downgrade(self), self.vm.clone());
+        crate::thread::start("watch-vm", move || {
+            let exit = vm.wait();
+            if let Some(sandbox) = weak.upgrade() {
+                sandbox.lost(Failure::new(Stage::Qemu, exit.reason).console(sandbox.vm.console_tail(CONSOLE_LINES)));
+            }
+        });
+        let weak = Arc::downgrade(self);
+        crate::thread::start("watch-virtiofsd", move || {
+            let end = daemon.wait();
+            if let Some(sandbox) = weak.upgrade() {
+                // It also ends by itself right after QEMU, whose death is then the reason.
+                sandbox.explain(Failure::new(Stage::Share, "").code(Code::Unavailable));
+                sandbox.lost(Failure::new(Stage::Share, format!("virtiofsd {end}: the guest lost its files")));
+                sandbox.vm.stop(Duration::ZERO);
+            }
+        });
+    }
+
+    fn lost(&self, why: Failure) {
+        if self.set_death(why.code(Code::Unavailable)) {
+            log::error!("{}", self.death().map(|d| d.to_string()).unwrap_or_default());
+        }
+        self.agent.close();
+    }
+
+    /// True if this is the first reason given.
+    fn set_death(&self, why: Failure) -> bool {
+        let mut death = self.death.lock().unwrap_or_else(|p| p.into_inner());
+        let first = death.is_none();
+        if first {
+            *death = Some(why);
+        }
+        self.died.notify_all();
+        first
+    }
+
+    /// A process has ended: the record and the face above are told before its waiters.
+    fn ended(&self, process: &Process, exit: Exit) {
+        if process.exec.is_empty() {
+            let reason = self.death().map(|d| d.to_string()).unwrap_or_default();
+            if let Err(e) = self.record.exited(&process.container, exit.status, &reason) {
+                log::warn!("record of {}: {e}", self.id);
+            }
+        }
+        self.tell(&Event::Exit { container: process.container.clone(), exec: process.exec.clone(), exit });
+    }
+
+    fn tell(&self, event: &Event) {
+        if let Some(observer) = self.observer.get() {
+            observer(event);
+        }
+    }
+}
+
+/// Lines of the console that an error carries.
+const CONSOLE_LINES: usize = 20;
+
+fn clean(dir: &Path) {
+    if let Err(e) = cleanup::undo_dir(dir) {
+        log::warn!("clean up {}: {e} (`osc reap` tries again)", dir.display());
+    }
+}

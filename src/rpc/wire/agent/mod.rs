@@ -118,3 +118,6 @@ pub const HEALTH: &str = "grpc.Health";
 pub const HEALTH_METHODS: [&str; 2] = ["Check", "Version"];
 /// How an agent says that a stream of output is at its end: the text of an error, in place of data.
 pub const EOF_TEXT: &str = "read meet eof";
+/// In place of a stream's number, to an agent with `stdio-streams`: nothing is read or written there. (0 in all three places
+/// asks for the calls instead.)
+pub const NO_STREAM: u32 = u32::MAX;

@@ -1,0 +1,58 @@
+# Shared by the scripts: what a fresh Debian 12 lacks, and how results are told. Sourced, never run.
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+ROOT=$PWD
+TARGET=x86_64-unknown-linux-gnu
+PATH=$HOME/.cargo/bin:$PATH
+
+say() { printf '\033[1m== %s\033[0m\n' "$*" >&2; }
+die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+as_root() {
+    [ "$(id -u)" = 0 ] || die "this needs root: it starts VMs, makes mounts and installs packages (use sudo)"
+}
+
+apt_updated=
+# Installs the packages that are not there yet, in one round.
+apt_install() {
+    local missing=() package
+    for package in "$@"; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    have apt-get || die "please install: ${missing[*]}"
+    say "installing ${missing[*]}"
+    if [ -z "$apt_updated" ]; then
+        apt-get update -qq
+        apt_updated=1
+    fi
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+need_rust() {
+    have cargo || die "no Rust toolchain: install one with rustup (Debian 12's own is too old; Cargo.toml names the oldest that will do)"
+}
+
+# What every VM needs. QEMU first and its tools in a second round: the first may remove newer ones that were there.
+need_vm() {
+    as_root
+    apt_install qemu-system-x86 kmod
+    apt_install qemu-utils busybox-static
+    scripts/fetch-kernel
+}
+
+# The release binary; prints its path.
+build_release() {
+    need_rust
+    apt_install gcc libc6-dev
+    cargo build --release --locked >&2
+    echo "$ROOT/target/$TARGET/release/osc"
+}
+
+# A number of budgets.toml.
+budget() {
+    sed -n "s/^$1 *= *\([0-9]*\).*/\1/p" budgets.toml
+}

@@ -1,0 +1,70 @@
+//! `CreateContainerRequest.devices`: disks of the VM that a container gets as device nodes.
+//!
+//! The specification names the node and has the host's numbers; the guest's are found here and put in their place, in the list
+//! of nodes and in the rules that allow their use.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::{Answer, failed, invalid};
+use crate::agent::storage::Storages;
+use crate::rpc::wire::agent::Device;
+use crate::rpc::wire::oci::{LinuxDevice, LinuxDeviceCgroup, Spec};
+
+/// `Device.type`s that are known.
+pub const KINDS: &[&str] = &["blk", "scsi"];
+
+/// Finds every device and corrects `spec`.
+pub fn resolve(storages: &Storages, devices: &[Device], spec: &mut Spec) -> Answer<()> {
+    for device in devices {
+        if !KINDS.contains(&device.r#type.as_str()) {
+            return Err(invalid(format!("device {}: type {:?} is none of {}", device.container_path, device.r#type, KINDS.join(", "))));
+        }
+        let node = match device.vm_path.as_str() {
+            "" => storages.find_disk(&device.r#type, &device.id),
+            path if Path::new(path).exists() => Ok(PathBuf::from(path)),
+            path => storages.find_disk(&device.r#type, path),
+        };
+        let number = node.and_then(std::fs::metadata).map_err(failed(format!("device {}", device.container_path)))?.rdev();
+        correct(spec, &device.container_path, i64::from(libc::major(number)), i64::from(libc::minor(number)));
+    }
+    Ok(())
+}
+
+fn correct(spec: &mut Spec, path: &str, major: i64, minor: i64) {
+    let linux = spec.linux.get_or_insert_default();
+    let rules = &mut linux.resources.get_or_insert_default().devices;
+    match linux.devices.iter_mut().find(|d| d.path == path) {
+        Some(node) => {
+            for rule in rules.iter_mut().filter(|r| (r.major, r.minor) == (node.major, node.minor) && r.r#type == node.r#type) {
+                (rule.major, rule.minor) = (major, minor);
+            }
+            (node.major, node.minor) = (major, minor);
+        }
+        None => {
+            linux.devices.push(LinuxDevice { path: path.into(), r#type: "b".into(), major, minor, file_mode: 0o660, uid: 0, gid: 0 });
+            rules.push(LinuxDeviceCgroup { allow: true, r#type: "b".into(), major, minor, access: "rwm".into() });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rpc::wire::oci::Linux;
+
+    #[test]
+    fn numbers_of_the_host_become_those_of_the_guest() {
+        let node = LinuxDevice { path: "/dev/xda".into(), r#type: "b".into(), major: 8, minor: 16, ..Default::default() };
+        let rule = |major, minor| LinuxDeviceCgroup { allow: true, r#type: "b".into(), major, minor, access: "rw".into() };
+        let mut spec = Spec { linux: Some(Linux { devices: vec![node], ..Default::default() }), ..Default::default() };
+        spec.linux.as_mut().unwrap().resources.get_or_insert_default().devices = vec![rule(8, 16), rule(8, 0)];
+        correct(&mut spec, "/dev/xda", 254, 3);
+        correct(&mut spec, "/dev/new", 254, 4);
+        let linux = spec.linux.unwrap();
+        let nodes: Vec<_> = linux.devices.iter().map(|d| (d.path.as_str(), d.major, d.minor)).collect();
+        assert_eq!(nodes, [("/dev/xda", 254, 3), ("/dev/new", 254, 4)]);
+        let rules: Vec<_> = linux.resources.unwrap().devices.iter().map(|r| (r.major, r.minor)).collect();
+        assert_eq!(rules, [(254, 3), (8, 0), (254, 4)]);
+    }
+}

@@ -1,0 +1,207 @@
+//! GetMetrics: the guest in Prometheus' text form, under the names of Kata's agent, for dashboards that exist.
+//!
+//! The names and labels are those of Kata's metrics document (docs/design/kata-2-0-metrics.md); the values come from proc(5).
+
+use std::fmt::Write;
+use std::fs;
+
+use super::{AgentService, Answer};
+use crate::rpc::wire::agent::{GetMetricsRequest, Metrics, NetworkStats};
+
+/// The text being written.
+struct Text(String);
+
+impl Text {
+    fn family(&mut self, name: &str, help: &str) {
+        let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} gauge\n");
+    }
+
+    /// `labels` as `a="x",b="y"`, or empty.
+    fn value(&mut self, name: &str, labels: &str, value: impl std::fmt::Display) {
+        let braces = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
+        let _ = writeln!(self.0, "{name}{braces} {value}");
+    }
+}
+
+impl AgentService {
+    pub(super) fn metrics(&self, _: GetMetricsRequest) -> Answer<Metrics> {
+        let mut text = Text(String::with_capacity(16 * 1024));
+        load(&mut text, &read("/proc/loadavg"));
+        meminfo(&mut text, &read("/proc/meminfo"));
+        cpu_time(&mut text, &read("/proc/stat"));
+        named_values(&mut text, "kata_guest_vm_stat", "Statistics about virtual memory in the guest.", &read("/proc/vmstat"));
+        netdev(&mut text);
+        diskstats(&mut text, &read("/proc/diskstats"));
+        agent(&mut text, &read("/proc/self/status"), &read("/proc/self/io"));
+        Ok(Metrics { metrics: text.0 })
+    }
+}
+
+/// Interfaces of this network namespace, for StatsContainer too.
+pub fn network() -> Vec<NetworkStats> {
+    read("/proc/net/dev").lines().skip(2).filter_map(interface).collect()
+}
+
+/// A line of /proc/net/dev: 8 counters received, 8 transmitted.
+fn interface(line: &str) -> Option<NetworkStats> {
+    let (name, counters) = line.split_once(':')?;
+    let n: Vec<u64> = counters.split_whitespace().map_while(|w| w.parse().ok()).collect();
+    let &[rx_bytes, rx_packets, rx_errors, rx_dropped, _, _, _, _, tx_bytes, tx_packets, tx_errors, tx_dropped, ..] = n.as_slice() else {
+        return None;
+    };
+    Some(NetworkStats {
+        name: name.trim().into(),
+        rx_bytes,
+        rx_packets,
+        rx_errors,
+        rx_dropped,
+        tx_bytes,
+        tx_packets,
+        tx_errors,
+        tx_dropped,
+    })
+}
+
+fn load(text: &mut Text, loadavg: &str) {
+    const NAME: &str = "kata_guest_load";
+    text.family(NAME, "Guest system load.");
+    for (item, value) in ["load1", "load5", "load15"].iter().zip(loadavg.split_whitespace()) {
+        text.value(NAME, &format!("item=\"{item}\""), value);
+    }
+    // "running/all" is the fourth word.
+    const TASKS: &str = "kata_guest_tasks";
+    text.family(TASKS, "Guest system load.");
+    if let Some((running, all)) = loadavg.split_whitespace().nth(3).and_then(|w| w.split_once('/')) {
+        text.value(TASKS, "item=\"cur\"", running);
+        text.value(TASKS, "item=\"max\"", all);
+    }
+}
+
+fn meminfo(text: &mut Text, meminfo: &str) {
+    const NAME: &str = "kata_guest_meminfo";
+    text.family(NAME, "Statistics about memory usage in the system.");
+    for (item, value) in meminfo.lines().filter_map(|l| l.split_once(':')) {
+        let mut words = value.split_whitespace();
+        let Some(number) = words.next().and_then(|n| n.parse::<u64>().ok()) else { continue };
+        let bytes = if words.next() == Some("kB") { number * 1024 } else { number };
+        text.value(NAME, &format!("item=\"{}\"", item.to_lowercase().replace(['(', ')'], "_")), bytes);
+    }
+}
+
+fn cpu_time(text: &mut Text, stat: &str) {
+    const NAME: &str = "kata_guest_cpu_time";
+    const ITEMS: [&str; 10] = ["user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal", "guest", "guest_nice"];
+    text.family(NAME, "Guest CPU statistics.");
+    for line in stat.lines().filter(|l| l.starts_with("cpu")) {
+        let mut words = line.split_whitespace();
+        let Some(cpu) = words.next().map(|c| c.trim_start_matches("cpu")) else { continue };
+        let cpu = if cpu.is_empty() { "total" } else { cpu };
+        for (item, value) in ITEMS.iter().zip(words) {
+            text.value(NAME, &format!("cpu=\"{cpu}\",item=\"{item}\""), value);
+        }
+    }
+}
+
+fn named_values(text: &mut Text, name: &str, help: &str, lines: &str) {
+    text.family(name, help);
+    for (item, value) in lines.lines().filter_map(|l| l.split_once([' ', ':'])) {
+        if let Ok(value) = value.trim().parse::<u64>() {
+            text.value(name, &format!("item=\"{item}\""), value);
+        }
+    }
+}
+
+fn netdev(text: &mut Text) {
+    const NAME: &str = "kata_guest_netdev_stat";
+    text.family(NAME, "Guest net devices stats.");
+    for i in network() {
+        let items = [
+            ("recv_bytes", i.rx_bytes),
+            ("recv_packets", i.rx_packets),
+            ("recv_errs", i.rx_errors),
+            ("recv_drop", i.rx_dropped),
+            ("sent_bytes", i.tx_bytes),
+            ("sent_packets", i.tx_packets),
+            ("sent_errs", i.tx_errors),
+            ("sent_drop", i.tx_dropped),
+        ];
+        for (item, value) in items {
+            text.value(NAME, &format!("interface=\"{}\",item=\"{item}\"", i.name), value);
+        }
+    }
+}
+
+fn diskstats(text: &mut Text, lines: &str) {
+    const NAME: &str = "kata_guest_diskstat";
+    const ITEMS: [&str; 11] = [
+        "reads",
+        "merged",
+        "sectors_read",
+        "time_reading",
+        "writes",
+        "writes_merged",
+        "sectors_written",
+        "time_writing",
+        "in_progress",
+        "time_in_progress",
+        "weighted_time_in_progress",
+    ];
+    text.family(NAME, "Disks stats in system.");
+    for line in lines.lines() {
+        let mut words = line.split_whitespace().skip(2);
+        let Some(disk) = words.next() else { continue };
+        for (item, value) in ITEMS.iter().zip(words) {
+            text.value(NAME, &format!("disk=\"{disk}\",item=\"{item}\""), value);
+        }
+    }
+}
+
+fn agent(text: &mut Text, status: &str, io: &str) {
+    let field = |name: &str| {
+        status.lines().find_map(|l| l.strip_prefix(name)).and_then(|v| v.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0)
+    };
+    for (name, help, value) in [
+        ("kata_agent_threads", "Agent process threads.", field("Threads:")),
+        ("kata_agent_total_rss", "Agent process total rss size.", field("VmRSS:") * 1024),
+        ("kata_agent_total_vm", "Agent process total vm size.", field("VmSize:") * 1024),
+    ] {
+        text.family(name, help);
+        text.value(name, "", value);
+    }
+    named_values(text, "kata_agent_io_stat", "Agent process IO statistics.", io);
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_proc_become_samples() {
+        let mut text = Text(String::new());
+        load(&mut text, "0.10 0.20 0.30 2/77 1234\n");
+        meminfo(&mut text, "MemTotal:  1024 kB\nHugePages_Total:  3\nActive(anon):  1 kB\n");
+        cpu_time(&mut text, "cpu  1 2 3\ncpu0 4 5 6\nintr 7\n");
+        for line in [
+            "kata_guest_load{item=\"load15\"} 0.30",
+            "kata_guest_tasks{item=\"max\"} 77",
+            "kata_guest_meminfo{item=\"memtotal\"} 1048576",
+            "kata_guest_meminfo{item=\"hugepages_total\"} 3",
+            "kata_guest_meminfo{item=\"active_anon_\"} 1024",
+            "kata_guest_cpu_time{cpu=\"total\",item=\"nice\"} 2",
+            "kata_guest_cpu_time{cpu=\"0\",item=\"system\"} 6",
+        ] {
+            assert!(text.0.lines().any(|l| l == line), "{line} is not in:\n{}", text.0);
+        }
+    }
+
+    #[test]
+    fn an_interface_has_both_directions() {
+        let stats = interface("  eth0: 1 2 3 4 0 0 0 0 5 6 7 8 0 0 0 0").unwrap();
+        assert_eq!((stats.name.as_str(), stats.rx_dropped, stats.tx_bytes, stats.tx_dropped), ("eth0", 4, 5, 8));
+        assert!(network().iter().any(|i| i.name == "lo"));
+    }
+}

@@ -1,0 +1,99 @@
+//! The guest image: an initrd that holds this very binary as `/sbin/init` and the modules of the host's own kernel, and
+//! that kernel, uncompressed.
+//!
+//! Built in-process and reproducibly, in about a second, the first time something needs it: [`ensure`]. The layout inside
+//! (the agent's `modules.rs` reads it):
+//!
+//! ```text
+//! /init -> sbin/init        /sbin/init        this binary
+//! /lib/modules/core         names in load order, one a line; NAME.ko beside it, raw
+//! /lib/modules/demand       `NAME: DEPENDENCY...`, the closure in load order; NAME.ko.lz4 beside it
+//! /etc/osc-release          key=value
+//! /dev/console              so that PID 1 has somewhere to speak before it mounts anything
+//! /proc /sys /run /tmp      empty
+//! ```
+
+mod cache;
+mod initrd;
+mod kernel;
+mod modules;
+
+use std::io;
+use std::path::PathBuf;
+
+pub use cache::{Manifest, ensure, list, show};
+pub use kernel::{Kernel, find};
+
+use crate::error::{Failure, Stage};
+use crate::rpc::Code;
+
+/// What image is wanted. The default is: for this host's kernel, in the cache.
+#[derive(Clone, Debug, Default)]
+pub struct Want {
+    /// `--kernel-release`: else the host's own, else the newest that can be used.
+    pub kernel_release: Option<String>,
+    /// `--modules-dir`: the directory that holds `modules.dep`; else the kernel's own.
+    pub modules_dir: Option<PathBuf>,
+    /// `--output`: where to put the image; else the cache.
+    pub output: Option<PathBuf>,
+    /// Build even if the one that is there is fresh.
+    pub force: bool,
+}
+
+/// An image that is ready to boot.
+#[derive(Clone, Debug)]
+pub struct GuestImage {
+    /// The uncompressed kernel (ELF, PVH entry).
+    pub kernel: PathBuf,
+    pub initrd: PathBuf,
+    /// The kernel's release: `6.1.0-9-cloud-amd64`.
+    pub release: String,
+    /// The kernel's config file, where there is one.
+    pub kernel_config: Option<PathBuf>,
+    /// True if it was made just now.
+    pub built: bool,
+}
+
+/// Why there is no image.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// Install a kernel package, or let osc fetch one.
+    #[error("no guest kernel: {looked}")]
+    NoKernel { looked: String },
+    /// The release that was asked for is not there.
+    #[error("kernel {release}: {what}")]
+    Kernel { release: String, what: String },
+    /// The file is damaged or no kernel at all.
+    #[error("kernel {path}: {what}", path = path.display())]
+    Format { path: PathBuf, what: String },
+    /// The kernel was built without something that no guest can do without.
+    #[error("kernel {release}: no module {module} in {dir}, and it is not built in", dir = dir.display())]
+    Module { release: String, module: String, dir: PathBuf },
+    /// A full disk, most likely.
+    #[error("{what}: {source}")]
+    Io { what: String, source: io::Error },
+}
+
+impl ImageError {
+    fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> ImageError {
+        let what = what.into();
+        move |source| ImageError::Io { what, source }
+    }
+}
+
+impl From<ImageError> for Failure {
+    fn from(e: ImageError) -> Failure {
+        let way_out = match &e {
+            ImageError::NoKernel { .. } => "osc check --fix fetches one; or install your distribution's kernel package".into(),
+            ImageError::Kernel { release, .. } => {
+                format!("install the kernel package of {release}, or choose another with --kernel-release")
+            }
+            ImageError::Format { .. } => "install the kernel package again".into(),
+            ImageError::Module { .. } => "use a distribution's kernel: it has virtio".into(),
+            ImageError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => "free space on that file system".into(),
+            ImageError::Io { .. } => String::new(),
+        };
+        let code = if matches!(e, ImageError::Io { .. }) { Code::Internal } else { Code::FailedPrecondition };
+        Failure::new(Stage::Image, e.to_string()).code(code).way_out(way_out)
+    }
+}

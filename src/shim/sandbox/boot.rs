@@ -1,0 +1,209 @@
+//! From nothing to a guest whose agent answers: image, share, virtiofsd and QEMU side by side, boot, sandbox.
+
+use std::io::Read;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::NewSandbox;
+use super::agent::{Agent, failed};
+use super::record::{Record, Thing};
+use super::volume::GUEST_SHM;
+use crate::error::{At, Failure, Result, Stage};
+use crate::fs::image::{self, GuestImage};
+use crate::fs::share::{GUEST_ROOT, Share, TAG};
+use crate::fs::virtiofsd::{self, Virtiofsd};
+use crate::process::Ledger;
+use crate::rpc::wire::agent as wire;
+use crate::rpc::{Code, Status};
+use crate::shim::progress::Progress;
+use crate::vm::qemu::{Accel, Channel, Growth, Plan, Qemu, accel, render};
+use crate::vm::{Device, Size, Vm};
+
+/// Bytes of entropy that a guest is given.
+const SEED: usize = 32;
+
+/// What a boot leaves standing.
+pub(super) struct Booted {
+    pub image: GuestImage,
+    pub share: Share,
+    pub daemon: Arc<Virtiofsd>,
+    pub vm: Arc<dyn Vm>,
+    pub agent: Arc<Agent>,
+}
+
+/// The record is the ledger of QEMU and virtiofsd.
+impl Ledger for Record {
+    fn intent(&self, what: &str, marker: &str) -> std::io::Result<()> {
+        Record::intent(self, Thing::Process { what: what.into(), marker: marker.into(), pid: None, start: None })
+    }
+
+    fn spawned(&self, what: &str, marker: &str, pid: i32, start: u64) -> std::io::Result<()> {
+        self.done(Thing::Process { what: what.into(), marker: marker.into(), pid: Some(pid), start: Some(start) })
+    }
+}
+
+pub(super) fn boot(new: &NewSandbox, record: &Record, progress: &Progress) -> Result<Booted> {
+    progress.stage("guest image");
+    let image = guest_image(new, &|what| progress.tell(what))?;
+
+    progress.stage("share");
+    let share = Share::of(&new.id);
+    let thing = Thing::Share { sandbox: new.id.clone() };
+    record.intent(thing.clone()).and_then(|()| share.create()).and_then(|()| record.done(thing)).at(Stage::Share, || "set up")?;
+    let socket = record.dir().join("virtiofsd.sock");
+    let listener = UnixListener::bind(&socket).at(Stage::Share, || format!("bind {}", socket.display()))?;
+
+    progress.stage("virtiofsd");
+    let options = virtiofsd::Options {
+        program: new.config.virtio_fs_daemon.clone(),
+        cache: new.config.virtio_fs_cache.clone(),
+        extra_args: new.config.virtio_fs_extra_args.clone(),
+    };
+    let daemon = Arc::new(Virtiofsd::start(&options, &share.source(), listener, record)?);
+
+    progress.stage("qemu");
+    let share_device = Device::Share { id: "share".into(), socket, tag: TAG.into() };
+    let mut plan = plan(new, &image, record.dir())?;
+    plan.devices.insert(0, share_device);
+    let vm: Arc<dyn Vm> = Arc::new(Qemu::start(plan, record)?);
+
+    progress.stage("guest boot");
+    let agent = Arc::new(Agent::dial(vm.clone())?);
+    end_with(&daemon, &vm);
+    let limit = new.config.boot_timeout;
+    if let Err(status) = agent.wait_ready(limit) {
+        let failure = boot_failure(vm.as_ref(), &status, limit);
+        vm.stop(Duration::ZERO);
+        return Err(failure);
+    }
+
+    progress.stage("sandbox");
+    let made = seed(&agent).and_then(|()| create_in_guest(new, &agent));
+    if let Err(status) = made {
+        let failure = failed("set up the guest", status).stage(Stage::Agent).console(vm.console_tail(super::CONSOLE_LINES));
+        vm.stop(Duration::ZERO);
+        return Err(failure);
+    }
+    Ok(Booted { image, share, daemon, vm, agent })
+}
+
+/// The command that a start would give QEMU, as a line for a shell.
+pub fn dry_run(new: &NewSandbox) -> Result<String> {
+    let image = guest_image(new, &|_| ())?;
+    let dir = super::record::dir_of(&new.id);
+    let mut plan = plan(new, &image, &dir)?;
+    plan.devices.insert(0, Device::Share { id: "share".into(), socket: dir.join("virtiofsd.sock"), tag: TAG.into() });
+    render(&plan)
+}
+
+fn guest_image(new: &NewSandbox, progress: &dyn Fn(&str)) -> Result<GuestImage> {
+    let want = image::Want { kernel_release: new.config.kernel_release.clone(), ..Default::default() };
+    Ok(image::ensure(&want, progress)?)
+}
+
+fn plan(new: &NewSandbox, image: &GuestImage, dir: &std::path::Path) -> Result<Plan> {
+    let config = &new.config;
+    let forced = match config.accelerator.as_deref() {
+        None => None,
+        Some("kvm") => Some(Accel::Kvm),
+        Some("pvm") => Some(Accel::Pvm),
+        Some("tcg") => Some(Accel::Tcg),
+        Some(other) => {
+            return Err(Failure::new(Stage::Request, format!("accelerator {other:?}"))
+                .code(Code::InvalidArgument)
+                .way_out("kvm, pvm or tcg"));
+        }
+    };
+    let choice = accel::choose(&accel::Facts::gather(image.kernel_config.as_deref()), forced);
+    if choice.accel == Accel::Tcg {
+        log::info!("the VM runs under TCG, which is slow: {}", choice.why);
+    }
+    Ok(Plan {
+        id: new.id.clone(),
+        program: config.path.clone(),
+        kernel: image.kernel.clone(),
+        initrd: image.initrd.clone(),
+        accel: choice.accel,
+        size: new.size,
+        max: largest(config.default_maxvcpus, config.default_maxmemory, new.size),
+        growth: Growth::default(),
+        channel: Channel::default(),
+        devices: Vec::new(),
+        dir: dir.to_owned(),
+        debug: config.enable_debug,
+        kernel_params: config.kernel_params.clone(),
+    })
+}
+
+/// How far the VM can grow: the larger of 8 and the host's CPUs, and the host's memory, unless the configuration says so.
+fn largest(max_vcpus: u32, max_mib: u64, size: Size) -> Size {
+    const ROOM: u32 = 8;
+    let cpus = std::thread::available_parallelism().map(|n| n.get() as u32).unwrap_or(1);
+    let vcpus = if max_vcpus == 0 { cpus.max(ROOM) } else { max_vcpus };
+    let mib = if max_mib == 0 { host_memory_mib() } else { max_mib };
+    Size { vcpus: vcpus.max(size.vcpus), mib: mib.max(size.mib) }
+}
+
+/// Memory of this host, MiB.
+pub fn host_memory_mib() -> u64 {
+    let info = rustix::system::sysinfo();
+    (info.totalram as u64 * u64::from(info.mem_unit)) >> 20
+}
+
+/// A daemon that dies while the guest boots ends the boot at once: the guest would wait for its files for ever.
+fn end_with(daemon: &Arc<Virtiofsd>, vm: &Arc<dyn Vm>) {
+    let (daemon, vm) = (daemon.clone(), Arc::downgrade(vm));
+    crate::thread::start("boot-virtiofsd", move || {
+        daemon.wait();
+        if let Some(vm) = vm.upgrade() {
+            vm.stop(Duration::ZERO);
+        }
+    });
+}
+
+fn boot_failure(vm: &dyn Vm, status: &Status, limit: Duration) -> Failure {
+    let cause = match status.code {
+        Code::DeadlineExceeded => format!("the agent did not answer within {} s", limit.as_secs()),
+        _ => status.message.clone(),
+    };
+    vm.boot_failure(&cause)
+}
+
+/// The host's entropy and clock: a guest has neither of its own, and one restored from a template has another pod's.
+fn seed(agent: &Agent) -> Result<(), Status> {
+    let mut data = vec![0; SEED];
+    let read = std::fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut data));
+    read.map_err(|e| Status::new(Code::Internal, format!("/dev/urandom: {e}")))?;
+    agent.tell("ReseedRandomDev", &wire::ReseedRandomDevRequest { data })?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    agent.tell("SetGuestDateTime", &wire::SetGuestDateTimeRequest { sec: now.as_secs() as i64, usec: i64::from(now.subsec_micros()) })
+}
+
+fn create_in_guest(new: &NewSandbox, agent: &Agent) -> Result<(), Status> {
+    let share = wire::Storage {
+        driver: "virtio-fs".into(),
+        source: TAG.into(),
+        fstype: "virtiofs".into(),
+        mount_point: GUEST_ROOT.into(),
+        ..Default::default()
+    };
+    let shm = wire::Storage {
+        driver: "ephemeral".into(),
+        source: "shm".into(),
+        fstype: "tmpfs".into(),
+        options: vec!["noexec".into(), "nosuid".into(), "nodev".into(), "mode=1777".into(), format!("size={}", new.shm_size)],
+        mount_point: GUEST_SHM.into(),
+        ..Default::default()
+    };
+    agent.tell(
+        "CreateSandbox",
+        &wire::CreateSandboxRequest {
+            hostname: new.hostname.clone(),
+            dns: new.dns.clone(),
+            storages: vec![share, shm],
+            sandbox_id: new.id.clone(),
+            ..Default::default()
+        },
+    )
+}

@@ -1,0 +1,416 @@
+//! Containers of a sandbox and the processes in them, as a manager sees them.
+//!
+//! A process goes one way: created, running, stopped. Its end is told by one thread of its own, which waits for the agent's
+//! answer, then for the last byte of output, then tells everybody at once: state, waiters, the record, the face above.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
+use std::time::{Duration, SystemTime};
+
+use super::Sandbox;
+use super::agent::failed;
+use super::io::{Copies, Stdio, Streams};
+use super::volume::{self, Placed, Rootfs};
+use crate::error::{Failure, Result, Stage};
+use crate::rpc::Code;
+use crate::rpc::wire::agent as wire;
+use crate::rpc::wire::oci::{Hooks, LinuxResources, Process as ProcessSpec, Spec};
+
+/// How long the output of an exec may take after its end: a grandchild may keep the pipe. The pipe of a container's first
+/// process has no such limit, since everything in the container dies with it.
+const EXEC_DRAIN: Duration = Duration::from_secs(2);
+
+/// What became of a process whose VM died under it.
+pub const LOST: i32 = 137;
+
+/// Where a process is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Created,
+    Running,
+    Stopped(Exit),
+}
+
+/// How and when a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// As a shell tells it.
+    pub status: i32,
+    pub at: SystemTime,
+}
+
+/// Something that happened in a sandbox, for the face above.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Told before the process is watched: no exit can come first.
+    Started {
+        container: String,
+        exec: String,
+    },
+    Exit {
+        container: String,
+        exec: String,
+        exit: Exit,
+    },
+    Oom {
+        container: String,
+    },
+}
+
+/// A process: a container's first (`exec` is empty) or one that was added.
+pub struct Process {
+    pub container: String,
+    pub exec: String,
+    pub terminal: bool,
+    state: Mutex<State>,
+    changed: Condvar,
+    copies: Mutex<Option<Copies>>,
+}
+
+impl Process {
+    fn new(container: &str, exec: &str, terminal: bool, copies: Copies) -> Arc<Process> {
+        Arc::new(Process {
+            container: container.into(),
+            exec: exec.into(),
+            terminal,
+            state: Mutex::new(State::Created),
+            changed: Condvar::new(),
+            copies: Mutex::new(Some(copies)),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|p| p.into_inner())
+    }
+
+    pub fn state(&self) -> State {
+        *self.lock()
+    }
+
+    /// Blocks until it has ended.
+    pub fn wait(&self) -> Exit {
+        let mut state = self.lock();
+        loop {
+            if let State::Stopped(exit) = *state {
+                return exit;
+            }
+            state = self.changed.wait(state).unwrap_or_else(|p| p.into_inner());
+        }
+    }
+
+    fn set(&self, state: State) {
+        *self.lock() = state;
+        self.changed.notify_all();
+    }
+
+    /// No more stdin; what was sent before still arrives.
+    pub fn close_stdin(&self) {
+        if let Some(copies) = self.copies.lock().unwrap_or_else(|p| p.into_inner()).as_mut() {
+            copies.close_stdin();
+        }
+    }
+
+    /// Waits for the last output, then lets go of every descriptor.
+    fn drain(&self) {
+        let copies = self.copies.lock().unwrap_or_else(|p| p.into_inner()).take();
+        let limit = if self.exec.is_empty() { None } else { Some(EXEC_DRAIN) };
+        if let Some(copies) = copies {
+            if !copies.finish(limit) {
+                log::info!("container {}: exec {} ended while another process holds its output open", self.container, self.exec);
+            }
+        }
+    }
+}
+
+/// What a container is made of.
+pub struct NewContainer {
+    pub id: String,
+    pub spec: Spec,
+    pub rootfs: Rootfs,
+    pub stdio: Stdio,
+}
+
+/// A container of a sandbox.
+pub struct Container {
+    pub id: String,
+    pub init: Arc<Process>,
+    /// What the container's own process was told: an exec takes what it does not say itself from here.
+    pub process: ProcessSpec,
+    pub hooks: Hooks,
+    paused: Mutex<bool>,
+    execs: Mutex<BTreeMap<String, Exec>>,
+    placed: Mutex<Placed>,
+    sandbox: Weak<Sandbox>,
+}
+
+/// An exec: added by its manager, started later.
+struct Exec {
+    process: Arc<Process>,
+    /// Taken when it starts.
+    pending: Option<(ProcessSpec, (u32, u32, u32))>,
+}
+
+fn gone() -> Failure {
+    Failure::new(Stage::Agent, "the sandbox is gone").code(Code::Unavailable)
+}
+
+impl Container {
+    /// Makes the container in the guest; its process waits to be started. Undone whole on an error.
+    pub(super) fn create(sandbox: &Arc<Sandbox>, new: NewContainer) -> Result<Container> {
+        let NewContainer { id, mut spec, rootfs, stdio } = new;
+        let hooks = super::spec::to_guest(&mut spec, sandbox.config.disable_guest_seccomp)?;
+        let process = spec.process.clone().unwrap_or_default();
+        let placed = volume::place(&id, &rootfs, &mut spec, &sandbox.share)?;
+        match Container::create_in_guest(sandbox, &id, spec, &placed, stdio) {
+            Ok(init) => Ok(Container {
+                id,
+                init,
+                process,
+                hooks,
+                paused: Mutex::new(false),
+                execs: Mutex::default(),
+                placed: Mutex::new(placed),
+                sandbox: Arc::downgrade(sandbox),
+            }),
+            Err(e) => {
+                for error in volume::remove(&placed, &sandbox.share) {
+                    log::warn!("{error}");
+                }
+                Err(e)
+            }
+        }
+    }
+
+    fn create_in_guest(sandbox: &Sandbox, id: &str, spec: Spec, placed: &Placed, stdio: Stdio) -> Result<Arc<Process>> {
+        let terminal = stdio.terminal;
+        let streams = Streams::dial(sandbox.vm.as_ref(), &stdio)?;
+        let (stdin_port, stdout_port, stderr_port) = streams.ports();
+        let copies = Copies::start(id, stdio, streams).map_err(|e| Failure::new(Stage::Container, format!("stdio of {id}: {e}")))?;
+        let request = wire::CreateContainerRequest {
+            container_id: id.into(),
+            exec_id: id.into(),
+            storages: placed.storages.clone(),
+            oci: Some(spec),
+            stdin_port,
+            stdout_port,
+            stderr_port,
+            ..Default::default()
+        };
+        let timeout = Some(sandbox.config.create_container_timeout);
+        let made: Result<crate::rpc::wire::google::Empty, _> = sandbox.agent.call("CreateContainer", &request, timeout);
+        match made {
+            Ok(_) => Ok(Process::new(id, "", terminal, copies)),
+            Err(status) => {
+                copies.finish(Some(Duration::ZERO));
+                Err(sandbox.explain(failed("", status)))
+            }
+        }
+    }
+
+    fn sandbox(&self) -> Result<Arc<Sandbox>> {
+        self.sandbox.upgrade().ok_or_else(gone)
+    }
+
+    /// The process called `exec`, the container's first if that is empty.
+    pub fn process(&self, exec: &str) -> Result<Arc<Process>> {
+        if exec.is_empty() {
+            return Ok(self.init.clone());
+        }
+        self.execs().get(exec).map(|e| e.process.clone()).ok_or_else(|| self.no_exec(exec))
+    }
+
+    fn execs(&self) -> MutexGuard<'_, BTreeMap<String, Exec>> {
+        self.execs.lock().unwrap_or_else(|p| p.into_inner())
+    }
+
+    fn no_exec(&self, exec: &str) -> Failure {
+        Failure::new(Stage::Container, format!("container {} has no exec {exec}", self.id)).code(Code::NotFound)
+    }
+
+    /// Starts the container's first process.
+    pub fn start(&self) -> Result<()> {
+        let sandbox = self.sandbox()?;
+        self.begin(&sandbox, &self.init, || {
+            sandbox.agent.tell("StartContainer", &wire::StartContainerRequest { container_id: self.id.clone() })
+        })
+    }
+
+    /// Adds a process; it is started by [`Container::start_exec`].
+    pub fn add_exec(&self, exec: &str, process: ProcessSpec, stdio: Stdio) -> Result<()> {
+        let sandbox = self.sandbox()?;
+        if self.init.state() != State::Running {
+            return Err(Failure::new(Stage::Container, format!("container {} is not running", self.id)).code(Code::FailedPrecondition));
+        }
+        if *self.paused.lock().unwrap_or_else(|p| p.into_inner()) {
+            let way_out = "resume it first";
+            return Err(Failure::new(Stage::Container, format!("container {} is paused", self.id))
+                .code(Code::FailedPrecondition)
+                .way_out(way_out));
+        }
+        let mut execs = self.execs();
+        if execs.contains_key(exec) {
+            return Err(
+                Failure::new(Stage::Container, format!("container {} has an exec {exec} already", self.id)).code(Code::AlreadyExists)
+            );
+        }
+        let terminal = stdio.terminal;
+        let streams = Streams::dial(sandbox.vm.as_ref(), &stdio)?;
+        let ports = streams.ports();
+        let copies = Copies::start(exec, stdio, streams).map_err(|e| Failure::new(Stage::Container, format!("stdio of {exec}: {e}")))?;
+        let added = Process::new(&self.id, exec, terminal, copies);
+        execs.insert(exec.into(), Exec { process: added, pending: Some((process, ports)) });
+        Ok(())
+    }
+
+    pub fn start_exec(&self, exec: &str) -> Result<()> {
+        let sandbox = self.sandbox()?;
+        let (process, pending) = {
+            let mut execs = self.execs();
+            let e = execs.get_mut(exec).ok_or_else(|| self.no_exec(exec))?;
+            (e.process.clone(), e.pending.take())
+        };
+        let Some((spec, (stdin_port, stdout_port, stderr_port))) = pending else {
+            return Err(Failure::new(Stage::Container, format!("exec {exec} was started already")).code(Code::FailedPrecondition));
+        };
+        let request = wire::ExecProcessRequest {
+            container_id: self.id.clone(),
+            exec_id: exec.into(),
+            process: Some(spec),
+            stdin_port,
+            stdout_port,
+            stderr_port,
+            ..Default::default()
+        };
+        self.begin(&sandbox, &process, || sandbox.agent.tell("ExecProcess", &request))
+    }
+
+    /// Runs `start`, then has the process watched.
+    fn begin(&self, sandbox: &Arc<Sandbox>, process: &Arc<Process>, start: impl FnOnce() -> Result<(), crate::rpc::Status>) -> Result<()> {
+        if process.state() != State::Created {
+            return Err(Failure::new(Stage::Container, format!("container {} was started already", self.id)).code(Code::FailedPrecondition));
+        }
+        if let Err(status) = start() {
+            let failure = sandbox.explain(failed("", status));
+            process.drain();
+            process.set(State::Stopped(Exit { status: super::exit_status(&failure), at: SystemTime::now() }));
+            return Err(failure);
+        }
+        process.set(State::Running);
+        sandbox.tell(&Event::Started { container: process.container.clone(), exec: process.exec.clone() });
+        let (sandbox, process) = (Arc::downgrade(sandbox), process.clone());
+        crate::thread::start(&format!("wait-{}", process.container), move || watch(&sandbox, &process));
+        Ok(())
+    }
+
+    /// Sends a signal to one process, or with `all` to every process of the container.
+    pub fn signal(&self, exec: &str, signal: u32, all: bool) -> Result<()> {
+        let process = self.process(exec)?;
+        match process.state() {
+            State::Stopped(_) => {
+                return Err(Failure::new(Stage::Container, format!("process {}{exec} has ended", self.id)).code(Code::NotFound));
+            }
+            State::Created if !exec.is_empty() => {
+                return Err(Failure::new(Stage::Container, format!("exec {exec} was not started")).code(Code::FailedPrecondition));
+            }
+            _ => {}
+        }
+        let sandbox = self.sandbox()?;
+        // An empty exec id means every process; the first one goes by the container's own id.
+        let exec_id = match (exec.is_empty(), all) {
+            (true, true) => String::new(),
+            (true, false) => self.id.clone(),
+            _ => exec.to_owned(),
+        };
+        let request = wire::SignalProcessRequest { container_id: self.id.clone(), exec_id, signal };
+        sandbox.agent.tell("SignalProcess", &request).map_err(|s| failed("", s))
+    }
+
+    pub fn resize(&self, exec: &str, rows: u32, columns: u32) -> Result<()> {
+        let exec_id = if exec.is_empty() { self.id.clone() } else { exec.to_owned() };
+        let request = wire::TtyWinResizeRequest { container_id: self.id.clone(), exec_id, row: rows, column: columns };
+        self.sandbox()?.agent.tell("TtyWinResize", &request).map_err(|s| failed("", s))
+    }
+
+    pub fn pause(&self) -> Result<()> {
+        let request = wire::PauseContainerRequest { container_id: self.id.clone() };
+        self.sandbox()?.agent.tell("PauseContainer", &request).map_err(|s| failed("", s))?;
+        *self.paused.lock().unwrap_or_else(|p| p.into_inner()) = true;
+        Ok(())
+    }
+
+    pub fn resume(&self) -> Result<()> {
+        let request = wire::ResumeContainerRequest { container_id: self.id.clone() };
+        self.sandbox()?.agent.tell("ResumeContainer", &request).map_err(|s| failed("", s))?;
+        *self.paused.lock().unwrap_or_else(|p| p.into_inner()) = false;
+        Ok(())
+    }
+
+    pub fn paused(&self) -> bool {
+        *self.paused.lock().unwrap_or_else(|p| p.into_inner())
+    }
+
+    pub fn update(&self, resources: LinuxResources) -> Result<()> {
+        let request = wire::UpdateContainerRequest { container_id: self.id.clone(), resources: Some(resources) };
+        self.sandbox()?.agent.tell("UpdateContainer", &request).map_err(|s| failed("", s))
+    }
+
+    pub fn stats(&self) -> Result<wire::StatsContainerResponse> {
+        let request = wire::StatsContainerRequest { container_id: self.id.clone() };
+        self.sandbox()?.agent.ask("StatsContainer", &request).map_err(|s| failed("", s))
+    }
+
+    /// Forgets a process that has ended.
+    pub fn remove_exec(&self, exec: &str) -> Result<Exit> {
+        let mut execs = self.execs();
+        let found = execs.get(exec).ok_or_else(|| self.no_exec(exec))?;
+        let exit = match found.process.state() {
+            State::Stopped(exit) => exit,
+            State::Created => {
+                found.process.drain();
+                Exit { status: 0, at: SystemTime::now() }
+            }
+            State::Running => {
+                return Err(Failure::new(Stage::Container, format!("exec {exec} is running")).code(Code::FailedPrecondition));
+            }
+        };
+        execs.remove(exec);
+        Ok(exit)
+    }
+
+    /// Takes the container out of the guest and its files out of the share. Answers what went wrong: none of it keeps the
+    /// rest from going.
+    pub(super) fn remove(&self, sandbox: &Sandbox, guest_lives: bool) -> Vec<String> {
+        let mut errors = Vec::new();
+        if guest_lives {
+            let request = wire::RemoveContainerRequest { container_id: self.id.clone(), timeout: 0 };
+            if let Err(s) = sandbox.agent.tell("RemoveContainer", &request) {
+                if s.code != Code::NotFound {
+                    errors.push(format!("container {}: remove: {s}", self.id));
+                }
+            }
+        }
+        if self.init.state() == State::Created {
+            self.init.copies.lock().unwrap_or_else(|p| p.into_inner()).take();
+        }
+        let placed = std::mem::take(&mut *self.placed.lock().unwrap_or_else(|p| p.into_inner()));
+        errors.extend(volume::remove(&placed, &sandbox.share));
+        errors
+    }
+}
+
+/// Waits for the end of `process` and tells everybody.
+fn watch(sandbox: &Weak<Sandbox>, process: &Process) {
+    let exec_id = if process.exec.is_empty() { process.container.clone() } else { process.exec.clone() };
+    let request = wire::WaitProcessRequest { container_id: process.container.clone(), exec_id };
+    let Some(strong) = sandbox.upgrade() else { return };
+    let agent = strong.agent.clone();
+    drop(strong);
+    let answer: Result<wire::WaitProcessResponse, _> = agent.call("WaitProcess", &request, None);
+    let status = answer.map(|r| r.status).unwrap_or(LOST);
+    process.drain();
+    let exit = Exit { status, at: SystemTime::now() };
+    if let Some(sandbox) = sandbox.upgrade() {
+        sandbox.ended(process, exit);
+    }
+    process.set(State::Stopped(exit));
+}

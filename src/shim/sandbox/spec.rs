@@ -1,0 +1,81 @@
+//! The specification on its way from the host to the guest: what belongs to the host is done here and taken out.
+
+use crate::error::{Failure, Result, Stage};
+use crate::rpc::Code;
+use crate::rpc::wire::oci::{Hooks, Spec};
+
+/// Namespaces that the VM itself is: the guest's own stand in for the host's.
+const OF_THE_VM: [&str; 1] = ["network"];
+
+/// Refuses what no VM can give, and clears what only means something on the host.
+pub fn to_guest(spec: &mut Spec, disable_seccomp: bool) -> Result<Hooks> {
+    let invalid = |cause: String| Failure::new(Stage::Request, cause).code(Code::InvalidArgument);
+    let process = spec.process.as_ref().ok_or_else(|| invalid("config.json has no process".into()))?;
+    if process.args.is_empty() {
+        return Err(invalid("process.args is empty: there is nothing to run".into()));
+    }
+    if !process.cwd.starts_with('/') {
+        return Err(invalid(format!("process.cwd {:?} is no absolute path", process.cwd)));
+    }
+    if let Some(linux) = spec.linux.as_mut() {
+        linux.namespaces.retain(|n| !OF_THE_VM.contains(&n.r#type.as_str()));
+        // A path of the host names nothing in the guest; the namespace is made anew there.
+        linux.namespaces.iter_mut().for_each(|n| n.path.clear());
+        if disable_seccomp {
+            linux.seccomp = None;
+        }
+    }
+    let hooks = spec.hooks.take().unwrap_or_default();
+    if !hooks.start_container.is_empty() {
+        spec.hooks = Some(Hooks { start_container: hooks.start_container.clone(), ..Default::default() });
+    }
+    Ok(hooks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rpc::wire::oci::{Hook, Linux, LinuxNamespace, LinuxSeccomp, Process};
+
+    fn spec() -> Spec {
+        Spec {
+            process: Some(Process { args: vec!["true".into()], cwd: "/".into(), ..Default::default() }),
+            linux: Some(Linux {
+                namespaces: vec![
+                    LinuxNamespace { r#type: "network".into(), path: "/run/netns/x".into() },
+                    LinuxNamespace { r#type: "pid".into(), path: "/proc/1/ns/pid".into() },
+                ],
+                seccomp: Some(LinuxSeccomp::default()),
+                ..Default::default()
+            }),
+            hooks: Some(Hooks {
+                prestart: vec![Hook { path: "/a".into(), ..Default::default() }],
+                start_container: vec![Hook { path: "/b".into(), ..Default::default() }],
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn the_hosts_part_is_taken_out() {
+        let mut s = spec();
+        let hooks = to_guest(&mut s, false).unwrap();
+        assert_eq!(hooks.prestart.len(), 1);
+        let kept = s.hooks.unwrap();
+        assert_eq!((kept.prestart.len(), kept.start_container.len()), (0, 1));
+        let linux = s.linux.unwrap();
+        assert_eq!(linux.namespaces.len(), 1);
+        assert_eq!((linux.namespaces[0].r#type.as_str(), linux.namespaces[0].path.as_str()), ("pid", ""));
+        assert!(linux.seccomp.is_some());
+    }
+
+    #[test]
+    fn a_specification_with_nothing_to_run_is_refused() {
+        let mut s = Spec::default();
+        assert_eq!(to_guest(&mut s, false).unwrap_err().code, Code::InvalidArgument);
+        let mut s = spec();
+        s.process.as_mut().unwrap().args.clear();
+        assert!(to_guest(&mut s, false).unwrap_err().cause.contains("process.args"));
+    }
+}

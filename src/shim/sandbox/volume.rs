@@ -1,0 +1,163 @@
+//! What the guest gets for each mount of a container's specification, and for its root.
+//!
+//! One rule decides, top to bottom:
+//!
+//! | mount | in the guest |
+//! | --- | --- |
+//! | not a bind (proc, sysfs, tmpfs, devpts, mqueue, cgroup) | the same, made by the guest's own kernel |
+//! | `/dev/shm` bound from the host | the sandbox's own tmpfs, shared by its containers |
+//! | bound from below /dev, /proc or /sys | the guest's own node of that name |
+//! | any other bind | the host's file or directory through the share |
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Failure, Result, Stage};
+use crate::fs::share::{self, GUEST_ROOT, Share};
+use crate::rpc::Code;
+use crate::rpc::wire::agent::Storage;
+use crate::rpc::wire::oci::{Mount, Root, Spec};
+
+/// Where the sandbox's shared memory is mounted in the guest.
+pub const GUEST_SHM: &str = "/run/kata-containers/sandbox/shm";
+
+/// A container's root file system on the host.
+#[derive(Clone, Debug)]
+pub enum Rootfs {
+    /// A directory that the container writes to.
+    Dir(PathBuf),
+    /// A directory that it reads; what it writes goes to memory of the guest and is thrown away.
+    Overlay(PathBuf),
+}
+
+/// What a container added to its sandbox; removed with it.
+#[derive(Debug, Default)]
+pub struct Placed {
+    /// Names in the share.
+    pub names: Vec<String>,
+    /// What the agent mounts before it makes the container.
+    pub storages: Vec<Storage>,
+}
+
+/// Rewrites `spec` from the host's paths to the guest's and binds what it names into the share. On an error, what was
+/// bound is taken out again.
+pub fn place(id: &str, rootfs: &Rootfs, spec: &mut Spec, share: &Share) -> Result<Placed> {
+    let mut placed = Placed::default();
+    let r = place_root(id, rootfs, spec, share, &mut placed)
+        .and_then(|()| spec.mounts.iter_mut().try_for_each(|m| place_mount(id, m, share, &mut placed)));
+    match r {
+        Ok(()) => Ok(placed),
+        Err(e) => {
+            remove(&placed, share);
+            Err(e)
+        }
+    }
+}
+
+/// Takes what a container added out of the share; answers what went wrong.
+pub fn remove(placed: &Placed, share: &Share) -> Vec<String> {
+    placed.names.iter().rev().filter_map(|name| share.unbind(name).err().map(|e| format!("share: take away {name}: {e}"))).collect()
+}
+
+fn place_root(id: &str, rootfs: &Rootfs, spec: &mut Spec, share: &Share, placed: &mut Placed) -> Result<()> {
+    let name = format!("{id}/rootfs");
+    let readonly = spec.root.as_ref().is_some_and(|r| r.readonly);
+    let path = match rootfs {
+        Rootfs::Dir(dir) => {
+            bind(share, dir, &name, true, false, "root file system")?;
+            format!("{GUEST_ROOT}/{name}")
+        }
+        Rootfs::Overlay(dir) => {
+            // Not recursive: the host's /proc, /sys and other mounts are no part of a root that is only read.
+            bind(share, dir, &name, false, true, "root file system")?;
+            let (scratch, merged) = (format!("/run/kata-containers/{id}/scratch"), format!("/run/kata-containers/{id}/rootfs"));
+            placed.storages.push(Storage {
+                driver: "overlayfs".into(),
+                fstype: "overlay".into(),
+                source: "none".into(),
+                options: vec![
+                    format!("lowerdir={GUEST_ROOT}/{name}"),
+                    format!("upperdir={scratch}/upper"),
+                    format!("workdir={scratch}/work"),
+                ],
+                mount_point: merged.clone(),
+                ..Default::default()
+            });
+            merged
+        }
+    };
+    placed.names.push(name);
+    spec.root = Some(Root { path, readonly });
+    Ok(())
+}
+
+fn place_mount(id: &str, mount: &mut Mount, share: &Share, placed: &mut Placed) -> Result<()> {
+    let is = |option: &str| mount.options.iter().any(|o| o == option);
+    if mount.r#type != "bind" && !is("bind") && !is("rbind") {
+        return Ok(());
+    }
+    let source = Path::new(&mount.source);
+    if mount.destination == "/dev/shm" {
+        mount.source = GUEST_SHM.into();
+        return Ok(());
+    }
+    if ["/dev", "/proc", "/sys"].iter().any(|own| source.starts_with(own)) {
+        return Ok(());
+    }
+    let name = share::volume_name(id, Path::new(&mount.destination))
+        .map_err(|e| Failure::new(Stage::Share, format!("name for volume {}: {e}", mount.destination)))?;
+    let read_only = is("ro") || is("rro");
+    bind(share, source, &name, !is("bind") || is("rbind"), read_only, &format!("volume {}", mount.destination))?;
+    mount.source = format!("{GUEST_ROOT}/{name}");
+    placed.names.push(name);
+    Ok(())
+}
+
+fn bind(share: &Share, source: &Path, name: &str, recursive: bool, read_only: bool, what: &str) -> Result<()> {
+    share.bind(source, name, recursive, read_only).map(drop).map_err(|e| {
+        let failure = Failure::new(Stage::Share, format!("{what}: {}: {e}", source.display()));
+        if e.kind() == std::io::ErrorKind::NotFound {
+            failure.code(Code::InvalidArgument).way_out("make it before the container, or name another source")
+        } else {
+            failure
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(kind: &str, source: &str, destination: &str, options: &[&str]) -> Mount {
+        Mount {
+            r#type: kind.into(),
+            source: source.into(),
+            destination: destination.into(),
+            options: options.iter().map(|s| s.to_string()).collect(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn mounts_that_need_no_share_are_decided_without_one() {
+        let share = Share::of("no-such-sandbox");
+        for (given, expected) in [
+            (mount("proc", "proc", "/proc", &[]), "proc"),
+            (mount("bind", "/run/containerd/shm", "/dev/shm", &["rbind"]), GUEST_SHM),
+            (mount("bind", "/dev/fuse", "/dev/fuse", &["bind"]), "/dev/fuse"),
+            (mount("tmpfs", "tmpfs", "/tmp", &["size=1m"]), "tmpfs"),
+        ] {
+            let (mut m, mut placed) = (given, Placed::default());
+            place_mount("c1", &mut m, &share, &mut placed).unwrap();
+            assert_eq!(m.source, expected);
+            assert!(placed.names.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_missing_source_is_named() {
+        let mut m = mount("bind", "/no/such/dir", "/data", &["rbind", "ro"]);
+        let e = place_mount("c1", &mut m, &Share::of("no-such-sandbox"), &mut Placed::default()).unwrap_err();
+        assert_eq!((e.stage, e.code), (Stage::Share, Code::InvalidArgument));
+        assert!(e.cause.contains("volume /data: /no/such/dir: "), "{e}");
+    }
+}

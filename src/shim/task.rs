@@ -1,0 +1,197 @@
+//! The Task API, `containerd.task.v2` and `v3` (the same but for the package's name): translates calls to the sandbox.
+
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::fifo;
+use super::sandbox::{Exit, Sandbox, State};
+use crate::error::{At, Failure, Result, Stage};
+use crate::rpc::wire::google::{Any, Empty, Timestamp};
+use crate::rpc::wire::oci::{LinuxResources, Process as ProcessSpec};
+use crate::rpc::wire::{containerd, task as wire};
+use crate::rpc::{Code, Context, Server, Service, Status, Stream, unary};
+
+const NAMES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
+
+/// The Task API of one sandbox.
+pub struct Task {
+    sandbox: Arc<Sandbox>,
+}
+
+impl Task {
+    pub fn of(sandbox: Arc<Sandbox>) -> Arc<Task> {
+        Arc::new(Task { sandbox })
+    }
+
+    /// Serves on a new socket at `path` until the process ends.
+    pub fn serve(self: &Arc<Task>, path: &Path) -> Result<()> {
+        let listener = UnixListener::bind(path).at(Stage::Request, || format!("bind {}", path.display()))?;
+        let server = Arc::new(Server::new(vec![self.clone() as Arc<dyn Service>]));
+        crate::thread::start("task-accept", move || {
+            for client in listener.incoming().flatten() {
+                let server = server.clone();
+                crate::thread::start("task", move || {
+                    if let Err(e) = server.serve(Stream::from(client)) {
+                        log::debug!("a client of the Task API: {e}");
+                    }
+                });
+            }
+        });
+        Ok(())
+    }
+
+    fn pid(&self) -> u32 {
+        std::process::id()
+    }
+
+    fn state(&self, r: wire::StateRequest) -> Result<wire::StateResponse> {
+        let container = self.sandbox.container(&r.id)?;
+        let process = container.process(&r.exec_id)?;
+        let (status, exit) = match process.state() {
+            State::Created => (1, None),
+            State::Running if container.paused() && r.exec_id.is_empty() => (4, None),
+            State::Running => (2, None),
+            State::Stopped(exit) => (3, Some(exit)),
+        };
+        Ok(wire::StateResponse {
+            id: r.id,
+            exec_id: r.exec_id,
+            pid: self.pid(),
+            status,
+            terminal: process.terminal,
+            exit_status: exit.map(|e| e.status as u32).unwrap_or(0),
+            exited_at: exit.map(|e| timestamp(e.at)),
+            ..Default::default()
+        })
+    }
+
+    fn start(&self, r: wire::StartRequest) -> Result<wire::StartResponse> {
+        let container = self.sandbox.container(&r.id)?;
+        if r.exec_id.is_empty() {
+            container.start()?
+        } else {
+            container.start_exec(&r.exec_id)?
+        }
+        Ok(wire::StartResponse { pid: self.pid() })
+    }
+
+    fn exec(&self, r: wire::ExecProcessRequest) -> Result<Empty> {
+        super::sandbox::check_id(&r.exec_id)?;
+        let container = self.sandbox.container(&r.id)?;
+        let mut spec: ProcessSpec = json(r.spec.as_ref(), "exec's process")?;
+        if spec.cwd.is_empty() {
+            // `osc exec` names only what differs from the container's own process.
+            spec = inherit(spec, &container.process);
+        }
+        // A manager may copy the container's own specification and say what differs in the request alone.
+        spec.terminal = r.terminal;
+        let stdio =
+            fifo::open(r.terminal, &r.stdin, &r.stdout, &r.stderr).at(Stage::Container, || format!("stdio of exec {}", r.exec_id))?;
+        container.add_exec(&r.exec_id, spec, stdio)?;
+        Ok(Empty {})
+    }
+
+    fn delete(&self, r: wire::DeleteRequest) -> Result<wire::DeleteResponse> {
+        let exit =
+            if r.exec_id.is_empty() { self.sandbox.remove(&r.id)? } else { self.sandbox.container(&r.id)?.remove_exec(&r.exec_id)? };
+        Ok(wire::DeleteResponse { pid: self.pid(), exit_status: exit.status as u32, exited_at: Some(timestamp(exit.at)) })
+    }
+
+    fn kill(&self, r: wire::KillRequest) -> Result<Empty> {
+        self.sandbox.container(&r.id)?.signal(&r.exec_id, r.signal, r.all)?;
+        Ok(Empty {})
+    }
+
+    fn wait(&self, r: wire::WaitRequest) -> Result<wire::WaitResponse> {
+        let Exit { status, at } = self.sandbox.container(&r.id)?.process(&r.exec_id)?.wait();
+        Ok(wire::WaitResponse { exit_status: status as u32, exited_at: Some(timestamp(at)) })
+    }
+
+    fn pids(&self, r: wire::PidsRequest) -> Result<wire::PidsResponse> {
+        self.sandbox.container(&r.id)?;
+        Ok(wire::PidsResponse { processes: vec![containerd::ProcessInfo { pid: self.pid(), info: None }] })
+    }
+
+    fn dispatch(&self, method: &str, payload: &[u8]) -> Result<Vec<u8>, Status> {
+        match method {
+            "State" => unary(payload, |r| self.state(r).map_err(status)),
+            "Start" => unary(payload, |r| self.start(r).map_err(status)),
+            "Exec" => unary(payload, |r| self.exec(r).map_err(status)),
+            "Delete" => unary(payload, |r| self.delete(r).map_err(status)),
+            "Kill" => unary(payload, |r| self.kill(r).map_err(status)),
+            "Wait" => unary(payload, |r| self.wait(r).map_err(status)),
+            "Pids" => unary(payload, |r| self.pids(r).map_err(status)),
+            "Pause" => {
+                unary(payload, |r: wire::PauseRequest| self.sandbox.container(&r.id).and_then(|c| c.pause()).map(empty).map_err(status))
+            }
+            "Resume" => {
+                unary(payload, |r: wire::ResumeRequest| self.sandbox.container(&r.id).and_then(|c| c.resume()).map(empty).map_err(status))
+            }
+            "CloseIO" => unary(payload, |r: wire::CloseIoRequest| {
+                let process = self.sandbox.container(&r.id).and_then(|c| c.process(&r.exec_id)).map_err(status)?;
+                if r.stdin {
+                    process.close_stdin();
+                }
+                Ok(Empty {})
+            }),
+            "ResizePty" => unary(payload, |r: wire::ResizePtyRequest| {
+                let container = self.sandbox.container(&r.id).map_err(status)?;
+                container.resize(&r.exec_id, r.height, r.width).map(empty).map_err(status)
+            }),
+            "Update" => unary(payload, |r: wire::UpdateTaskRequest| {
+                let resources: LinuxResources = json(r.resources.as_ref(), "resources").map_err(status)?;
+                self.sandbox.container(&r.id).and_then(|c| c.update(resources)).map(empty).map_err(status)
+            }),
+            "Connect" => unary(payload, |_: wire::ConnectRequest| {
+                Ok(wire::ConnectResponse { shim_pid: self.pid(), task_pid: self.pid(), version: crate::VERSION.into() })
+            }),
+            "Checkpoint" => Err(Status::new(Code::Unimplemented, "a container in a VM cannot be checkpointed")),
+            _ => Err(Status::new(Code::Unimplemented, format!("Task has no {method}"))),
+        }
+    }
+}
+
+impl Service for Task {
+    fn names(&self) -> &[&'static str] {
+        &NAMES
+    }
+
+    fn call(&self, _: &Context, method: &str, payload: &[u8]) -> Result<Vec<u8>, Status> {
+        self.dispatch(method, payload)
+    }
+}
+
+fn empty((): ()) -> Empty {
+    Empty {}
+}
+
+/// A failure as a manager is told it: the console's last lines stand below the one line that says what and why.
+pub fn status(failure: Failure) -> Status {
+    let mut message = failure.to_string();
+    if !failure.console.is_empty() {
+        message.push_str("\nthe guest's last words:\n");
+        message.push_str(&failure.console.join("\n"));
+    }
+    Status::new(failure.code, message)
+}
+
+pub fn timestamp(at: SystemTime) -> Timestamp {
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp { seconds: since.as_secs() as i64, nanos: since.subsec_nanos() as i32 }
+}
+
+/// The values that travel as JSON inside `Any`.
+fn json<T: serde::de::DeserializeOwned>(any: Option<&Any>, what: &str) -> Result<T> {
+    let invalid = |cause: String| Failure::new(Stage::Request, cause).code(Code::InvalidArgument);
+    let any = any.ok_or_else(|| invalid(format!("{what}: missing")))?;
+    serde_json::from_slice(&any.value).map_err(|e| invalid(format!("{what}: {e}")))
+}
+
+/// `own` where it says something, else `base`.
+fn inherit(own: ProcessSpec, base: &ProcessSpec) -> ProcessSpec {
+    let mut env = base.env.clone();
+    env.extend(own.env);
+    ProcessSpec { args: own.args, env, console_size: own.console_size, user: own.user.or(base.user.clone()), ..base.clone() }
+}

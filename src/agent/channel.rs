@@ -172,6 +172,13 @@ fn accept_vsock(listener: &OwnedFd) -> io::Result<(u32, Stream)> {
     // SAFETY: accept4 gave us this descriptor, and nobody else has it.
     let socket = unsafe { UnixStream::from_raw_fd(fd) };
     let peer: VsockAddr = getpeername(fd)?;
+    // Not a container of ours, which a loopback of vsock would let in.
+    if peer.cid() != libc::VMADDR_CID_HOST {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("a connection from CID {}, which is not the host", peer.cid()),
+        ));
+    }
     Ok((peer.port(), socket.into()))
 }
 

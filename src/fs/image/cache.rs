@@ -1,288 +1,297 @@
 //! Images on disk: built when missing or stale, by one process however many ask.
 //!
 //! ```text
-//! /var/cache/kata-containers/osbuilder-images/<release>/
-//!   <ID of os-release>-kata-<release>.initrd   vmlinux   manifest.json
+//! /var/cache/kata-containers/osbuilder-images/       locked (flock) while something is built or removed
+//!   <release>/
+//!     <key>/                                         one image: never changed, only made, replaced by its equal, removed
+//!       <ID of os-release>-kata-<release>.initrd   vmlinux   manifest.json
+//!     current -> <key>                               the one that was built last
+//!     <ID of os-release>-kata-<release>.initrd -> current/...   vmlinux -> current/vmlinux
 //! ```
 //!
-//! The manifest is written last and taken away first: an image that has one is whole. Who finds it fresh takes no lock.
-//! An image is fresh if kernel, modules and binary are the files it was made of; a file that only looks changed is
-//! compared by its hash. Files are replaced by rename, and QEMU has read them before it answers on QMP, so neither an
-//! upgrade nor a clean-up touches a VM that runs.
+//! The key is a hash of kernel, modules and binary. An image is made under a hidden name and renamed, so that whoever sees
+//! one sees it whole, and finding it fresh takes no lock: the kernel's and the binary's files are the ones its manifest
+//! names, by inode, size and times. A binary that only looks new is compared by its hash.
+//!
+//! QEMU is given paths below `<key>`. Binaries of different versions have images of their own, so neither an upgrade nor
+//! its way back changes a file between `ensure` and the moment QEMU has read it; what removes images is [`super::gc`].
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, SystemTime};
 
-use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 
+use super::build::{self, Binary, FORMAT, Inputs, MANIFEST, Manifest, Plan, VMLINUX};
 use super::kernel::{self, Kernel};
-use super::{GuestImage, ImageError, Want, initrd, modules};
-use crate::process::this_program;
+use super::{GuestImage, ImageError, Want, gc};
 
-/// Where images lie, one directory per kernel release.
-const CACHE: &str = "/var/cache/kata-containers/osbuilder-images";
+/// Prefix of what is being made or removed; under the lock, what bears it is a dead builder's.
+pub const HIDDEN: &str = ".new-";
 
-/// Changes whenever the same inputs are to give another image.
-const FORMAT: u32 = 1;
+pub const CURRENT: &str = "current";
 
-const MANIFEST: &str = "manifest.json";
-const VMLINUX: &str = "vmlinux";
+/// The cache, and the host it is for.
+pub struct Cache {
+    pub dir: PathBuf,
+    /// The root that kernels are looked for under.
+    pub host: PathBuf,
+    /// The file that becomes `/sbin/init`.
+    pub program: PathBuf,
+    pub proc: PathBuf,
+}
 
-/// What an image was made of and what is in it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Manifest {
-    pub format: u32,
-    pub release: String,
-    /// Version of osc that built it.
-    pub osc: String,
-    /// Identity (device, inode, size, time) of each file that went in.
+/// A kernel, and what an image for it would be made of.
+struct Wanted {
+    kernel: Kernel,
     inputs: Inputs,
-    pub binary_sha256: String,
-    pub initrd: String,
-    pub initrd_sha256: String,
-    pub initrd_bytes: u64,
-    pub vmlinux_bytes: u64,
-    pub binary_bytes: u64,
-    /// (name, bytes) in load order.
-    pub core: Vec<(String, u64)>,
-    /// (name, bytes uncompressed)
-    pub demand: Vec<(String, u64)>,
-    /// Milliseconds that the build took.
-    pub build_ms: u64,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Inputs {
+    /// Identity of the binary.
     binary: String,
-    kernel: String,
-    modules: String,
 }
 
-/// The image for `want`, built if need be. `progress` is told what takes time.
-pub fn ensure(want: &Want, progress: &dyn Fn(&str)) -> Result<GuestImage, ImageError> {
-    let mut kernel = kernel::find(want.kernel_release.as_deref())?;
-    if let Some(dir) = &want.modules_dir {
-        kernel.modules = dir.clone();
-    }
-    let dir = want.output.clone().unwrap_or_else(|| Path::new(CACHE).join(&kernel.release));
-    let inputs = Inputs {
-        binary: identity(this_program())?,
-        kernel: identity(&kernel.vmlinuz)?,
-        modules: identity(&kernel.modules.join("modules.dep"))?,
-    };
-    if !want.force {
-        if let Some(image) = fresh(&dir, &kernel, &inputs) {
-            return Ok(image);
+impl Cache {
+    /// This host's.
+    pub fn of_host() -> Cache {
+        Cache {
+            dir: "/var/cache/kata-containers/osbuilder-images".into(),
+            host: "/".into(),
+            program: crate::process::this_program().into(),
+            proc: "/proc".into(),
         }
     }
-    fs::DirBuilder::new().recursive(true).mode(0o755).create(&dir).map_err(ImageError::io(format!("make {}", dir.display())))?;
-    progress("waiting for another build of the guest image");
-    let _lock = lock(&dir).map_err(ImageError::io(format!("lock {}", dir.display())))?;
-    if !want.force {
-        if let Some(image) = fresh(&dir, &kernel, &inputs) {
-            return Ok(image);
+
+    pub fn ensure(&self, want: &Want, progress: &dyn Fn(&str)) -> Result<GuestImage, ImageError> {
+        let mut kernel = kernel::find_in(&self.host, want.kernel_release.as_deref())?;
+        if let Some(dir) = &want.modules_dir {
+            kernel.modules = dir.clone();
         }
+        let inputs = Inputs::of(&kernel)?;
+        let wanted = Wanted { kernel, inputs, binary: build::identity(&self.program)? };
+        if let Some(dir) = &want.output {
+            return self.build_apart(dir, &wanted, progress);
+        }
+        if !want.force {
+            if let Some(image) = self.fresh(&wanted, None) {
+                return Ok(image);
+            }
+        }
+        let dir = self.release_dir(&wanted.kernel);
+        undone_on_error(make_dirs(&dir)?, || self.build_here(&dir, &wanted, want.force, progress))
     }
-    progress("building the guest image");
-    let image = build(&dir, &kernel, inputs)?;
-    if want.output.is_none() {
-        forget_kernels_that_are_gone();
+
+    fn release_dir(&self, kernel: &Kernel) -> PathBuf {
+        self.dir.join(&kernel.release)
     }
-    Ok(image)
+
+    /// Builds in the cache, unless somebody else did meanwhile.
+    fn build_here(&self, dir: &Path, wanted: &Wanted, force: bool, progress: &dyn Fn(&str)) -> Result<GuestImage, ImageError> {
+        let _lock = lock(&self.dir, progress)?;
+        // What was made before the lock may have been removed with the directory it was in.
+        make_dirs(dir)?;
+        let binary = Binary::read(&self.program)?;
+        if !force {
+            if let Some(image) = self.fresh(wanted, None).or_else(|| self.fresh(wanted, Some(&binary))) {
+                return Ok(image);
+            }
+        }
+        gc::remove_hidden(dir);
+        let same = (!force).then(|| same_kernel(dir, &wanted.inputs)).flatten();
+        let plan = Plan {
+            kernel: &wanted.kernel,
+            inputs: wanted.inputs.clone(),
+            binary: &binary,
+            os: &os_id(&self.host),
+            vmlinux: same.as_deref(),
+        };
+        let made = dir.join(build::key(&wanted.kernel.release, &wanted.inputs, &binary));
+        let manifest = in_hidden(dir, &plan, progress, |hidden, _| put_dir(hidden, &made))?;
+        point(dir, &manifest).map_err(ImageError::io(format!("link {}", made.display())))?;
+        gc::collect(self);
+        Ok(image(&made, &manifest, &wanted.kernel, true))
+    }
+
+    /// Builds into a directory of the caller's: plain files, whatever was there before.
+    fn build_apart(&self, dir: &Path, wanted: &Wanted, progress: &dyn Fn(&str)) -> Result<GuestImage, ImageError> {
+        undone_on_error(make_dirs(dir)?, || {
+            let _lock = lock(dir, progress)?;
+            gc::remove_hidden(dir);
+            let binary = Binary::read(&self.program)?;
+            let os = os_id(&self.host);
+            let plan = Plan { kernel: &wanted.kernel, inputs: wanted.inputs.clone(), binary: &binary, os: &os, vmlinux: None };
+            let manifest = in_hidden(dir, &plan, progress, |hidden, manifest| {
+                let names = [VMLINUX, &manifest.initrd, MANIFEST];
+                names.iter().try_for_each(|name| fs::rename(hidden.join(name), dir.join(name))).and_then(|()| fs::remove_dir(hidden))
+            })?;
+            Ok(image(dir, &manifest, &wanted.kernel, true))
+        })
+    }
+
+    /// An image of `wanted`; with `binary`, also one of the same binary under another identity, which is noted.
+    fn fresh(&self, wanted: &Wanted, binary: Option<&Binary>) -> Option<GuestImage> {
+        for (dir, mut manifest) in builds(&self.release_dir(&wanted.kernel)) {
+            let made_of = |m: &Manifest| m.format == FORMAT && m.release == wanted.kernel.release && m.inputs == wanted.inputs;
+            let known = manifest.binaries.contains(&wanted.binary);
+            let same = known || binary.is_some_and(|b| b.sha256 == manifest.binary_sha256);
+            if !(made_of(&manifest) && same && use_now(&dir) && is_whole(&dir, &manifest)) {
+                continue;
+            }
+            if let Some(binary) = binary.filter(|_| !known) {
+                note(&dir, &mut manifest, &binary.identity);
+            }
+            return Some(image(&dir, &manifest, &wanted.kernel, false));
+        }
+        None
+    }
 }
 
-/// Manifests of the images in the cache, by release.
-pub fn list() -> Vec<(PathBuf, Manifest)> {
-    let Ok(entries) = fs::read_dir(CACHE) else { return Vec::new() };
-    let mut found: Vec<_> = entries.flatten().filter_map(|e| Some((e.path(), manifest(&e.path())?))).collect();
-    found.sort_by(|a, b| a.1.release.cmp(&b.1.release));
+fn image(dir: &Path, manifest: &Manifest, kernel: &Kernel, built: bool) -> GuestImage {
+    GuestImage {
+        kernel: dir.join(VMLINUX),
+        initrd: dir.join(&manifest.initrd),
+        release: manifest.release.clone(),
+        kernel_config: kernel.config.clone(),
+        built,
+    }
+}
+
+/// Images of one kernel: what is in its directory and has a manifest.
+pub fn builds(dir: &Path) -> Vec<(PathBuf, Manifest)> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let dirs = entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir()) && !e.file_name().to_string_lossy().starts_with(HIDDEN));
+    let mut found: Vec<_> = dirs.filter_map(|e| Some((e.path(), manifest(&e.path())?))).collect();
+    found.sort_by(|a, b| a.0.cmp(&b.0));
     found
-}
-
-/// The manifest of one release's image, the newest if none is named.
-pub fn show(release: Option<&str>) -> Option<(PathBuf, Manifest)> {
-    list().into_iter().rfind(|(_, m)| release.is_none_or(|r| m.release == r))
 }
 
 fn manifest(dir: &Path) -> Option<Manifest> {
     serde_json::from_slice(&fs::read(dir.join(MANIFEST)).ok()?).ok()
 }
 
-fn fresh(dir: &Path, kernel: &Kernel, inputs: &Inputs) -> Option<GuestImage> {
-    let m = manifest(dir)?;
-    let image = GuestImage {
-        kernel: dir.join(VMLINUX),
-        initrd: dir.join(&m.initrd),
-        release: m.release.clone(),
-        kernel_config: kernel.config.clone(),
-        built: false,
+fn is_whole(dir: &Path, manifest: &Manifest) -> bool {
+    let is = |name: &str, bytes: u64| fs::metadata(dir.join(name)).is_ok_and(|m| m.is_file() && m.len() == bytes);
+    is(&manifest.initrd, manifest.initrd_bytes) && is(VMLINUX, manifest.vmlinux_bytes)
+}
+
+/// Marks an image as wanted for the next minutes (see [`gc::GRACE`]). Who may not write here may still read it.
+fn use_now(dir: &Path) -> bool {
+    const OFTEN: Duration = Duration::from_secs(60);
+    let Ok(file) = File::open(dir) else { return false };
+    let age = file.metadata().and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
+    if age.is_none_or(|age| age > OFTEN) {
+        let _ = file.set_modified(SystemTime::now());
+    }
+    true
+}
+
+/// Remembers another identity of an image's binary. Not to have noted it costs the next start a few milliseconds.
+fn note(dir: &Path, manifest: &mut Manifest, identity: &str) {
+    const MOST: usize = 8;
+    manifest.binaries.push(identity.to_owned());
+    let surplus = manifest.binaries.len().saturating_sub(MOST);
+    manifest.binaries.drain(..surplus);
+    let hidden = dir.join(format!("{HIDDEN}{MANIFEST}"));
+    if build::put_manifest(&hidden, manifest).is_err() || fs::rename(&hidden, dir.join(MANIFEST)).is_err() {
+        let _ = fs::remove_file(hidden);
+    }
+}
+
+/// The vmlinux of another image that was taken from the same file.
+fn same_kernel(dir: &Path, inputs: &Inputs) -> Option<PathBuf> {
+    let mut all = builds(dir).into_iter();
+    all.find(|(dir, m)| m.format == FORMAT && m.inputs.kernel == inputs.kernel && is_whole(dir, m)).map(|(dir, _)| dir.join(VMLINUX))
+}
+
+/// Builds under a hidden name in `dir`, then lets `publish` give it its own. Nothing is left if either fails.
+fn in_hidden(
+    dir: &Path,
+    plan: &Plan,
+    progress: &dyn Fn(&str),
+    publish: impl FnOnce(&Path, &Manifest) -> io::Result<()>,
+) -> Result<Manifest, ImageError> {
+    let hidden = dir.join(format!("{HIDDEN}image"));
+    let make = || {
+        make_dirs(&hidden)?;
+        let manifest = build::build(&hidden, plan, progress)?;
+        let synced = |d: &Path| File::open(d).and_then(|d| d.sync_all());
+        let done = synced(&hidden).and_then(|()| publish(&hidden, &manifest)).and_then(|()| synced(dir));
+        done.map_err(ImageError::io(format!("write {}", dir.display())))?;
+        Ok(manifest)
     };
-    let same =
-        m.format == FORMAT && m.release == kernel.release && (m.inputs.kernel == inputs.kernel && m.inputs.modules == inputs.modules);
-    let binary = || m.inputs.binary == inputs.binary || binary_hash().is_ok_and(|h| h == m.binary_sha256);
-    (same && image.kernel.is_file() && image.initrd.is_file() && binary()).then_some(image)
+    make().inspect_err(|_| drop(fs::remove_dir_all(&hidden)))
 }
 
-fn build(dir: &Path, kernel: &Kernel, inputs: Inputs) -> Result<GuestImage, ImageError> {
-    let start = Instant::now();
-    // What a build that died left: the lock says that there is no other.
-    remove_temporaries(dir);
-    let vmlinux = kernel::vmlinux(&kernel.vmlinuz)?;
-    let set = modules::collect(&kernel.release, &kernel.modules)?;
-    let binary = fs::read(this_program()).map_err(ImageError::io("read this program"))?;
-    let release_text = format!("kernel={}\nosc={}\n", kernel.release, crate::VERSION);
-    let sizes = |list: &[modules::Module]| list.iter().map(|m| (m.name.clone(), m.data.len() as u64)).collect();
-    let mut m = Manifest {
-        format: FORMAT,
-        release: kernel.release.clone(),
-        osc: crate::VERSION.into(),
-        inputs,
-        binary_sha256: hex(&Sha256::digest(&binary)),
-        initrd: format!("{}-kata-{}.initrd", os_id(), kernel.release),
-        initrd_sha256: String::new(),
-        initrd_bytes: 0,
-        vmlinux_bytes: vmlinux.len() as u64,
-        binary_bytes: binary.len() as u64,
-        core: sizes(&set.core),
-        demand: sizes(&set.demand_modules),
-        build_ms: 0,
+/// Gives `made` its name. One that has it already is its equal, and goes.
+fn put_dir(made: &Path, name: &Path) -> io::Result<()> {
+    if !name.exists() {
+        return fs::rename(made, name);
+    }
+    if renameat_with(CWD, made, CWD, name, RenameFlags::EXCHANGE).is_err() {
+        fs::remove_dir_all(name)?;
+        return fs::rename(made, name);
+    }
+    fs::remove_dir_all(made)
+}
+
+/// Points the plain names at an image.
+fn point(dir: &Path, manifest: &Manifest) -> io::Result<()> {
+    let through = |name: &str| format!("{CURRENT}/{name}");
+    let links = [(CURRENT, manifest.key.clone()), (VMLINUX, through(VMLINUX)), (&manifest.initrd, through(&manifest.initrd))];
+    for (name, to) in links {
+        let path = dir.join(name);
+        if fs::read_link(&path).is_ok_and(|t| t.as_os_str() == to.as_str()) {
+            continue;
+        }
+        let hidden = dir.join(format!("{HIDDEN}link"));
+        symlink(to, &hidden)?;
+        fs::rename(hidden, path)?;
+    }
+    Ok(())
+}
+
+/// Makes `path` and what is missing above it, open to every reader whatever the umask; answers what was made.
+fn make_dirs(path: &Path) -> Result<Vec<PathBuf>, ImageError> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|p| !p.as_os_str().is_empty() && !p.exists()).collect();
+    let mut made = Vec::new();
+    for dir in missing.into_iter().rev() {
+        match DirBuilder::new().mode(0o755).create(dir) {
+            Ok(()) => made.push(dir.to_owned()),
+            // Somebody else was faster.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+            Err(e) => return Err(ImageError::io(format!("make {}", dir.display()))(e)),
+        }
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).map_err(ImageError::io(format!("open {}", dir.display())))?;
+    }
+    Ok(made)
+}
+
+/// Takes directories that were made for something away again if it fails; those that others use meanwhile stay.
+fn undone_on_error<T>(made: Vec<PathBuf>, act: impl FnOnce() -> Result<T, ImageError>) -> Result<T, ImageError> {
+    act().inspect_err(|_| made.iter().rev().for_each(|dir| drop(fs::remove_dir(dir))))
+}
+
+/// Locks a directory: no file that could be left or removed under a waiter.
+fn lock(dir: &Path, progress: &dyn Fn(&str)) -> Result<File, ImageError> {
+    let locked = || {
+        let file = File::open(dir)?;
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            progress("waiting for another build of the guest image");
+            rustix::io::retry_on_intr(|| flock(&file, FlockOperation::LockExclusive))?;
+        }
+        Ok(file)
     };
-    let _ = fs::remove_file(dir.join(MANIFEST));
-    let result = (|| {
-        put(dir, VMLINUX, |out| out.write_all(&vmlinux))?;
-        let mut hashed = Hashed { hash: Sha256::new(), bytes: 0 };
-        put(dir, &m.initrd, |out| initrd::write(&mut Tee(out, &mut hashed), binary, &set, &release_text))?;
-        m.initrd_sha256 = hex(&hashed.hash.finalize());
-        m.initrd_bytes = hashed.bytes;
-        m.build_ms = start.elapsed().as_millis() as u64;
-        put(dir, MANIFEST, |out| out.write_all(&serde_json::to_vec_pretty(&m)?))
-    })();
-    result.map_err(|e: io::Error| {
-        remove_temporaries(dir);
-        ImageError::Io { what: format!("write the image to {}", dir.display()), source: e }
-    })?;
-    Ok(GuestImage {
-        kernel: dir.join(VMLINUX),
-        initrd: dir.join(&m.initrd),
-        release: m.release,
-        kernel_config: kernel.config.clone(),
-        built: true,
-    })
-}
-
-const TEMPORARY: &str = ".new-";
-
-fn put(dir: &Path, name: &str, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    let temporary = dir.join(format!("{TEMPORARY}{name}"));
-    let mut out = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
-    write(&mut out)?;
-    let file = out.into_inner().map_err(|e| e.into_error())?;
-    // A root-only umask must not keep an unprivileged QEMU from its kernel.
-    rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(0o644))?;
-    file.sync_data()?;
-    fs::rename(temporary, dir.join(name))
-}
-
-fn remove_temporaries(dir: &Path) {
-    let Ok(entries) = fs::read_dir(dir) else { return };
-    for entry in entries.flatten().filter(|e| e.file_name().to_string_lossy().starts_with(TEMPORARY)) {
-        let _ = fs::remove_file(entry.path());
-    }
-}
-
-/// Images of kernels that were removed from the host are of no more use.
-fn forget_kernels_that_are_gone() {
-    for (dir, m) in list() {
-        if kernel::find(Some(&m.release)).is_err() {
-            let _ = fs::remove_dir_all(dir);
-        }
-    }
-}
-
-fn lock(dir: &Path) -> io::Result<File> {
-    let file = File::options().create(true).truncate(false).write(true).open(dir.join(".lock"))?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
-    Ok(file)
-}
-
-/// What tells a file from another without reading it.
-fn identity(path: &Path) -> Result<String, ImageError> {
-    let m = fs::metadata(path).map_err(ImageError::io(format!("look at {}", path.display())))?;
-    Ok(format!("{}:{}:{}:{}.{}", m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec()))
-}
-
-fn binary_hash() -> io::Result<String> {
-    let mut hash = Sha256::new();
-    let mut file = File::open(this_program())?;
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hex(&hash.finalize())),
-            n => hash.update(&buffer[..n]),
-        }
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    locked().map_err(ImageError::io(format!("lock {}", dir.display())))
 }
 
 /// `ID` of os-release: `debian`, `rhcos`.
-fn os_id() -> String {
-    let text = ["/etc/os-release", "/usr/lib/os-release"].iter().find_map(|p| fs::read_to_string(p).ok()).unwrap_or_default();
-    let id = text.lines().find_map(|l| l.strip_prefix("ID=")).unwrap_or("linux").trim_matches('"');
+fn os_id(host: &Path) -> String {
+    let text = ["etc/os-release", "usr/lib/os-release"].iter().find_map(|p| fs::read_to_string(host.join(p)).ok()).unwrap_or_default();
+    let id = text.lines().find_map(|l| l.strip_prefix("ID=")).unwrap_or_default().trim_matches(['"', '\'']);
     let plain: String = id.chars().filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c)).collect();
     if plain.is_empty() { "linux".into() } else { plain }
 }
 
-struct Hashed {
-    hash: Sha256,
-    bytes: u64,
-}
-
-/// Writes to one place and hashes what it wrote.
-struct Tee<'a>(&'a mut dyn Write, &'a mut Hashed);
-
-impl Write for Tee<'_> {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let n = self.0.write(buf)?;
-        self.1.hash.update(&buf[..n]);
-        self.1.bytes += n as u64;
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_is_put_whole_or_not_at_all() {
-        let dir = tempfile::tempdir().unwrap();
-        put(dir.path(), "f", |out| out.write_all(b"old")).unwrap();
-        let failed = put(dir.path(), "f", |out| out.write_all(b"half").and(Err(io::ErrorKind::StorageFull.into())));
-        assert!(failed.is_err());
-        assert_eq!(fs::read(dir.path().join("f")).unwrap(), b"old");
-        remove_temporaries(dir.path());
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn identity_changes_with_the_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("f");
-        fs::write(&path, "1").unwrap();
-        let before = identity(&path).unwrap();
-        assert_eq!(before, identity(&path).unwrap());
-        fs::write(&path, "22").unwrap();
-        assert_ne!(before, identity(&path).unwrap());
-    }
-}
+#[path = "cache_tests.rs"]
+mod tests;

@@ -1,6 +1,7 @@
 //! The initrd: a newc archive (the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`), the same bytes
 //! for the same contents, whoever builds it, wherever and whenever.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 
 use cpio::newc::{Builder, trailer};
@@ -20,47 +21,51 @@ const CONSOLE: (u32, u32) = (5, 1);
 const DIRS: [&str; 11] = ["dev", "etc", "lib", "lib/modules", "proc", "root", "run", "sbin", "sys", "tmp", "var"];
 
 /// One entry of the archive.
-struct Entry {
+struct Entry<'a> {
     name: String,
     mode: u32,
-    data: Vec<u8>,
+    data: Cow<'a, [u8]>,
     device: (u32, u32),
 }
 
 /// Writes the initrd: `init` is the binary, `release` the text of /etc/osc-release.
-pub fn write(out: &mut dyn Write, init: Vec<u8>, set: &Set, release: &str) -> io::Result<()> {
-    let mut entries: Vec<Entry> = DIRS.iter().map(|d| entry(d, DIR, Vec::new())).collect();
-    entries.push(Entry { device: CONSOLE, ..entry("dev/console", CHARACTER, Vec::new()) });
-    entries.push(entry("init", LINK, b"sbin/init".to_vec()));
-    entries.push(entry("sbin/init", PROGRAM, init));
-    entries.push(entry("etc/osc-release", FILE, release.as_bytes().to_vec()));
-    let core: String = set.core.iter().map(|m| format!("{}\n", m.name)).collect();
-    entries.push(entry("lib/modules/core", FILE, core.into_bytes()));
-    entries.extend(set.core.iter().map(|m| entry(&format!("lib/modules/{}.ko", m.name), FILE, m.data.clone())));
-    let demand: String = set.demand.iter().map(|(name, needs)| format!("{name}: {}\n", needs.join(" "))).collect();
-    entries.push(entry("lib/modules/demand", FILE, demand.into_bytes()));
-    // What is loaded seldom is carried small: LZ4 unpacks faster than the kernel links.
-    entries.extend(
-        set.demand_modules
-            .iter()
-            .map(|m| entry(&format!("lib/modules/{}.ko.lz4", m.name), FILE, lz4_flex::block::compress_prepend_size(&m.data))),
-    );
-    // A stable sort by name keeps every directory before what is in it.
+pub fn write(out: &mut dyn Write, init: &[u8], set: &Set, release: &str) -> io::Result<()> {
+    let mut entries = entries(init, set, release);
+    // By name: every directory comes before what is in it.
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     let mut out = out;
     for (i, e) in entries.iter().enumerate() {
         let links = if e.mode == DIR { 2 } else { 1 };
+        let size = u32::try_from(e.data.len()).map_err(|_| io::Error::other(format!("{} is larger than an initrd can hold", e.name)))?;
         let builder =
             Builder::new(&e.name).ino(i as u32 + 1).mode(e.mode).nlink(links).mtime(0).rdev_major(e.device.0).rdev_minor(e.device.1);
-        let mut writer = builder.write(out, e.data.len() as u32);
+        let mut writer = builder.write(out, size);
         writer.write_all(&e.data)?;
         out = writer.finish()?;
     }
     trailer(out)?.flush()
 }
 
-fn entry(name: &str, mode: u32, data: Vec<u8>) -> Entry {
-    Entry { name: name.into(), mode, data, device: (0, 0) }
+fn entries<'a>(init: &'a [u8], set: &'a Set, release: &'a str) -> Vec<Entry<'a>> {
+    let mut entries: Vec<Entry> = DIRS.iter().map(|d| entry(d, DIR, &b""[..])).collect();
+    entries.push(Entry { device: CONSOLE, ..entry("dev/console", CHARACTER, &b""[..]) });
+    entries.push(entry("init", LINK, &b"sbin/init"[..]));
+    entries.push(entry("sbin/init", PROGRAM, init));
+    entries.push(entry("etc/osc-release", FILE, release.as_bytes()));
+    let core: String = set.core.iter().map(|m| format!("{}\n", m.name)).collect();
+    entries.push(entry("lib/modules/core", FILE, core.into_bytes()));
+    entries.extend(set.core.iter().map(|m| entry(&format!("lib/modules/{}.ko", m.name), FILE, &m.data[..])));
+    let demand: String =
+        set.demand.iter().map(|(name, needs)| format!("{}\n", [&[format!("{name}:")], &needs[..]].concat().join(" "))).collect();
+    entries.push(entry("lib/modules/demand", FILE, demand.into_bytes()));
+    // What is loaded seldom is carried small.
+    let packed = |data| lz4_flex::block::compress_prepend_size(data);
+    entries.extend(set.demand_modules.iter().map(|m| entry(&format!("lib/modules/{}.ko.lz4", m.name), FILE, packed(&m.data))));
+    entries
+}
+
+fn entry<'a>(name: &str, mode: u32, data: impl Into<Cow<'a, [u8]>>) -> Entry<'a> {
+    Entry { name: name.into(), mode, data: data.into(), device: (0, 0) }
 }
 
 #[cfg(test)]
@@ -73,6 +78,7 @@ mod tests {
             core: vec![Module { name: "virtio".into(), data: b"core".to_vec() }],
             demand: [("loop".to_string(), vec!["a".to_string(), "b".to_string()])].into(),
             demand_modules: vec![Module { name: "loop".into(), data: vec![1; 1000] }],
+            ..Set::default()
         }
     }
 
@@ -96,7 +102,7 @@ mod tests {
     #[test]
     fn the_layout_is_what_the_agent_reads() {
         let mut out = Vec::new();
-        write(&mut out, b"binary".to_vec(), &set(), "kernel=1.0\n").unwrap();
+        write(&mut out, b"binary", &set(), "kernel=1.0\n").unwrap();
         let entries = read(&out);
         let get = |name: &str| entries.iter().find(|e| e.0 == name).unwrap_or_else(|| panic!("no {name}"));
         assert_eq!((get("init").1, get("init").2.as_slice()), (LINK, &b"sbin/init"[..]));

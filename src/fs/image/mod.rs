@@ -13,19 +13,36 @@
 //! /proc /sys /run /tmp      empty
 //! ```
 
+mod build;
+mod bzimage;
 mod cache;
+mod gc;
 mod initrd;
 mod kernel;
 mod modules;
+mod unpack;
 
 use std::io;
 use std::path::PathBuf;
 
-pub use cache::{Manifest, ensure, list, show};
+pub use build::Manifest;
+pub use gc::Stored;
 pub use kernel::{Kernel, find};
 
 use crate::error::{Failure, Stage};
 use crate::rpc::Code;
+
+/// The image for `want`, built if need be. `progress` is told what takes time.
+///
+/// Its paths stay what they are while a VM that was started with them runs, and for ten minutes before that.
+pub fn ensure(want: &Want, progress: &dyn Fn(&str)) -> Result<GuestImage, ImageError> {
+    cache::Cache::of_host().ensure(want, progress)
+}
+
+/// The images in the cache, by kernel, oldest first.
+pub fn list() -> Vec<Stored> {
+    cache::Cache::of_host().list()
+}
 
 /// What image is wanted. The default is: for this host's kernel, in the cache.
 #[derive(Clone, Debug, Default)]
@@ -34,9 +51,9 @@ pub struct Want {
     pub kernel_release: Option<String>,
     /// `--modules-dir`: the directory that holds `modules.dep`; else the kernel's own.
     pub modules_dir: Option<PathBuf>,
-    /// `--output`: where to put the image; else the cache.
+    /// `--output`: where to put the image, always built anew; else the cache.
     pub output: Option<PathBuf>,
-    /// Build even if the one that is there is fresh.
+    /// Build even if the one in the cache is fresh.
     pub force: bool,
 }
 
@@ -84,13 +101,18 @@ impl ImageError {
 impl From<ImageError> for Failure {
     fn from(e: ImageError) -> Failure {
         let way_out = match &e {
-            ImageError::NoKernel { .. } => "osc check --fix fetches one; or install your distribution's kernel package".into(),
+            ImageError::NoKernel { .. } => {
+                "osc check --fix or scripts/fetch-kernel fetches one; or install your distribution's kernel package".into()
+            }
             ImageError::Kernel { release, .. } => {
                 format!("install the kernel package of {release}, or choose another with --kernel-release")
             }
             ImageError::Format { .. } => "install the kernel package again".into(),
-            ImageError::Module { .. } => "use a distribution's kernel: it has virtio".into(),
-            ImageError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => "free space on that file system".into(),
+            ImageError::Module { .. } => "use a distribution's kernel: --kernel-release chooses among those that are installed".into(),
+            ImageError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                "free some space there: an image takes about 60 MiB".into()
+            }
+            ImageError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => "run it as root".into(),
             ImageError::Io { .. } => String::new(),
         };
         let code = if matches!(e, ImageError::Io { .. }) { Code::Internal } else { Code::FailedPrecondition };

@@ -28,6 +28,9 @@ pub mod fd {
 pub const AGENT_PORT: &str = "osc.agent";
 pub const MUX_PORT: &str = "osc.mux";
 
+/// QEMU's id of the agent's port: its events name it.
+pub const AGENT_ID: &str = "port-agent";
+
 /// The device by which memory grows.
 pub const VIRTIO_MEM: &str = "vmem";
 

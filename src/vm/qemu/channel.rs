@@ -1,7 +1,7 @@
 //! The host's end of the channel: `dial(port)` over two ports of virtio-serial, or over vsock.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use super::Channel;
 use super::args::fd;
 use crate::error::{At, Failure, Result, Stage};
-use crate::rpc::Stream;
 use crate::rpc::mux::{Mux, Side};
+use crate::rpc::{Code, Stream};
 use crate::vm::port;
 
 /// How a VM is dialled.
@@ -28,8 +28,13 @@ pub enum Link {
 /// Descriptors with the numbers they shall have in QEMU.
 type Ends = Vec<(OwnedFd, RawFd)>;
 
-/// How long a vsock guest may take until it listens.
+/// Carries vsock: the kernel moves the bytes, QEMU only hands it the guest's memory.
+pub const VHOST_VSOCK: &str = "/dev/vhost-vsock";
+
+/// How long a vsock guest may take until it listens, and how often it is tried: there is no queue of connections to a guest
+/// that does not listen yet.
 const LISTENS: Duration = Duration::from_secs(60);
+const AGAIN: Duration = Duration::from_millis(10);
 
 impl Link {
     /// Our end, QEMU's ends, and the guest's number where it has one.
@@ -49,8 +54,8 @@ impl Link {
         }
     }
 
-    /// A new stream to `port`; `gone` says that nobody will ever listen.
-    pub fn dial(&self, port: u32, gone: &dyn Fn() -> bool) -> Result<Stream> {
+    /// A new stream to `port`; `gone` waits a while and tells whether nobody will ever listen.
+    pub fn dial(&self, port: u32, gone: &dyn Fn(Duration) -> bool) -> Result<Stream> {
         match self {
             Link::Serial { agent, mux } => {
                 if port == port::AGENT {
@@ -65,39 +70,41 @@ impl Link {
     }
 }
 
-/// A vhost-vsock device with a guest number that nobody else has: linux/vhost.h, VHOST_VSOCK_SET_GUEST_CID.
+nix::ioctl_write_ptr!(set_guest_cid, 0xAF, 0x60, u64);
+
+/// A vhost-vsock device with a guest number that nobody else has (linux/vhost.h, VHOST_VSOCK_SET_GUEST_CID).
 fn vsock_device() -> Result<(OwnedFd, u32)> {
-    const SET_GUEST_CID: libc::c_ulong = 0x4008_af60;
+    /// Numbers below are the hypervisor's and the host's.
     const FIRST: u32 = 3;
-    const TRIES: u32 = 100_000;
-    let device: OwnedFd = File::options().read(true).write(true).open("/dev/vhost-vsock").at(Stage::Qemu, || "/dev/vhost-vsock")?.into();
-    // Begun at a place of our own, so that VMs that start together do not all try the same numbers.
-    let start = std::process::id() % TRIES;
-    for i in 0..TRIES {
-        let cid = FIRST + (start + i) % TRIES;
-        let wanted = u64::from(cid);
+    const TRIES: u32 = 64;
+    let what = || VHOST_VSOCK;
+    let device: OwnedFd = File::options().read(true).write(true).open(VHOST_VSOCK).at(Stage::Qemu, what)?.into();
+    for _ in 0..TRIES {
+        let mut random = [0; 4];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).at(Stage::Qemu, what)?;
+        // The lower half of the range: its end means "any".
+        let cid = (u32::from_ne_bytes(random) >> 1).max(FIRST);
         // SAFETY: the kernel reads one number.
-        if unsafe { libc::ioctl(device.as_raw_fd(), SET_GUEST_CID, &wanted) } == 0 {
-            return Ok((device, cid));
+        match unsafe { set_guest_cid(device.as_raw_fd(), &u64::from(cid)) } {
+            Ok(_) => return Ok((device, cid)),
+            Err(nix::errno::Errno::EADDRINUSE) => continue,
+            Err(e) => return Err(e).at(Stage::Qemu, what),
         }
     }
-    Err(Failure::new(Stage::Qemu, "no free number for a vsock guest"))
+    Err(Failure::new(Stage::Qemu, format!("{VHOST_VSOCK}: {TRIES} guest numbers were all taken")))
 }
 
-fn dial_vsock(cid: u32, port: u32, gone: &dyn Fn() -> bool) -> Result<Stream> {
+fn dial_vsock(cid: u32, port: u32, gone: &dyn Fn(Duration) -> bool) -> Result<Stream> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
-    const AGAIN: Duration = Duration::from_millis(10);
     let until = Instant::now() + LISTENS;
     loop {
         let fd = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).at(Stage::Agent, || "vsock")?;
         match connect(fd.as_raw_fd(), &VsockAddr::new(cid, port)) {
-            // SAFETY: gives the descriptor away; socket calls work alike on every stream socket.
-            Ok(()) => return Ok(Stream::Socket(unsafe { UnixStream::from_raw_fd(std::os::fd::IntoRawFd::into_raw_fd(fd)) })),
-            Err(e) if gone() || Instant::now() >= until => {
-                return Err(Failure::new(Stage::Agent, format!("dial port {port} of guest {cid}: {e}")));
+            Ok(()) => return Ok(UnixStream::from(fd).into()),
+            Err(e) if Instant::now() >= until || gone(AGAIN) => {
+                return Err(Failure::new(Stage::Agent, format!("dial port {port} of guest {cid}: {e}")).code(Code::Unavailable));
             }
-            // vsock has no queue of connections to a guest that does not listen yet.
-            Err(_) => std::thread::sleep(AGAIN),
+            Err(_) => {}
         }
     }
 }

@@ -1,186 +1,302 @@
-//! What is plugged into a running VM: vCPUs, memory, devices.
+//! What comes and goes while the VM runs: vCPUs, memory, devices.
 
-use std::collections::HashMap;
-use std::os::fd::AsFd;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::device::{self, Backend, SLOTS};
-use super::qmp::{Error, Qmp};
-use super::{GUEST_BLOCK, Growth, Plan, args};
+use super::qmp::{self, Qmp};
+use super::{GUEST_BLOCK, Growth, args};
 use crate::error::{Failure, Result, Stage};
 use crate::rpc::Code;
 use crate::vm::{Device, Size};
 
-/// How long a guest may take to let go of a device.
-const LET_GO: Duration = Duration::from_secs(10);
+/// How long a guest may take to let go of a device: its driver answers in a tenth of a second, one that is busy in a few.
+const LET_GO: Duration = Duration::from_secs(20);
 
-/// How long a guest may take to take in memory.
-const TAKE_IN: Duration = Duration::from_secs(30);
+/// How long memory may take to arrive in the guest: 4 GiB take a third of a second under TCG.
+const GROW: Duration = Duration::from_secs(20);
 
-/// How often the progress of virtio-mem is looked at: its event comes once a second.
-const LOOK: Duration = Duration::from_millis(5);
+/// How often it is looked at.
+const ASK: Duration = Duration::from_millis(10);
 
-/// What one VM has besides what it booted with.
-pub struct Plugged {
-    base: Size,
-    max: Size,
-    growth: Growth,
-    /// Devices by id: slot and backend. Locked for the whole of a plug, so that two do not take one slot.
-    devices: Mutex<HashMap<String, (usize, Backend)>>,
-    /// MiB and DIMMs plugged. Locked for the whole of a resize.
-    memory: Mutex<(u64, u32)>,
-}
-
-impl From<Error> for Failure {
-    fn from(e: Error) -> Failure {
-        let code = if matches!(e, Error::Closed { .. }) { Code::Unavailable } else { Code::Internal };
+impl From<qmp::Error> for Failure {
+    fn from(e: qmp::Error) -> Failure {
+        let code = match e {
+            qmp::Error::Refused { .. } => Code::Internal,
+            qmp::Error::Closed { .. } | qmp::Error::Timeout { .. } | qmp::Error::Io { .. } => Code::Unavailable,
+        };
         Failure::new(Stage::Qemu, e.to_string()).code(code)
     }
 }
 
-fn failed(what: String) -> Failure {
-    Failure::new(Stage::Qemu, what)
+// vCPUs
+
+/// Plugs vCPUs until there are `want`; answers how many there are. Never takes one away: `device_del` of a vCPU corrupts
+/// QEMU 7.2's heap under TCG, and the guest takes it offline just as well.
+pub fn grow_vcpus(qmp: &Qmp, want: u32) -> Result<u32> {
+    let list = qmp.execute("query-hotpluggable-cpus", json!({}))?;
+    let (present, free) = sort_cpus(list.as_array().map_or(&[], Vec::as_slice));
+    let missing = (want as usize).saturating_sub(present);
+    for (n, cpu) in free.iter().take(missing).enumerate() {
+        qmp.execute("device_add", cpu_arguments(cpu, present + n))?;
+    }
+    Ok((present + missing.min(free.len())) as u32)
 }
 
-impl Plugged {
-    pub fn new(plan: &Plan) -> Plugged {
-        let devices = plan.devices.iter().enumerate().map(|(i, d)| {
-            let slot = i + 1;
-            (d.id().to_owned(), (slot, device::parts(d, slot, &[]).backend))
-        });
-        Plugged { base: plan.size, max: plan.max, growth: plan.growth, devices: Mutex::new(devices.collect()), memory: Mutex::new((0, 0)) }
-    }
+/// How many are there, and the free places in the order in which they must be filled: the guest numbers its CPUs as they
+/// come, and its clock jumps if a higher one comes first.
+fn sort_cpus(list: &[Value]) -> (usize, Vec<&Value>) {
+    let mut free: Vec<&Value> = list.iter().filter(|c| c.get("qom-path").is_none()).collect();
+    let place = |c: &Value| ["socket-id", "die-id", "core-id", "thread-id"].map(|key| c["props"][key].as_u64().unwrap_or(0));
+    free.sort_by_key(|c| place(c));
+    (list.len() - free.len(), free)
+}
 
-    pub fn resize(&self, qmp: &Qmp, want: Size) -> Result<Size> {
-        let mut memory = self.memory.lock().unwrap_or_else(|p| p.into_inner());
-        let vcpus = self.vcpus(qmp, want.vcpus.min(self.max.vcpus))?;
-        let extra = want.mib.saturating_sub(self.base.mib).div_ceil(GUEST_BLOCK) * GUEST_BLOCK;
-        let room = args::room(self.base, self.max);
-        if extra > room {
-            return Err(failed(format!("{} MiB asked for, and the VM can have {}", want.mib, self.base.mib + room))
-                .code(Code::OutOfRange)
-                .way_out("raise default_maxmemory, or lower the limits"));
-        }
-        match self.growth {
-            Growth::VirtioMem if room > 0 => memory.0 = virtio_mem(qmp, extra)?,
-            Growth::Dimm if extra > memory.0 => {
-                dimm(qmp, memory.1, extra - memory.0)?;
-                *memory = (extra, memory.1 + 1);
-            }
-            _ => {}
-        }
-        Ok(Size { vcpus, mib: self.base.mib + memory.0 })
-    }
+fn cpu_arguments(cpu: &Value, number: usize) -> Value {
+    let mut arguments = cpu["props"].clone();
+    arguments["driver"] = cpu["type"].clone();
+    arguments["id"] = json!(format!("cpu-{number}"));
+    arguments
+}
 
-    /// Plugs vCPUs in ascending order until there are `want`; answers how many there are. None is ever taken out: it corrupts
-    /// QEMU 7.2 under TCG. A guest that shall have fewer puts some offline.
-    fn vcpus(&self, qmp: &Qmp, want: u32) -> Result<u32> {
-        let list = qmp.execute("query-hotpluggable-cpus", json!({}))?;
-        let all = list.as_array().cloned().unwrap_or_default();
-        let present = all.iter().filter(|c| c.get("qom-path").is_some()).count() as u32;
-        let mut free: Vec<&Value> = all.iter().filter(|c| c.get("qom-path").is_none()).collect();
-        let place = |c: &Value| ["socket-id", "core-id", "thread-id"].map(|k| c["props"][k].as_u64().unwrap_or(0));
-        free.sort_by_key(|c| place(c));
-        for cpu in free.iter().take(want.saturating_sub(present) as usize) {
-            let mut arguments = cpu["props"].clone();
-            let [socket, core, thread] = place(cpu);
-            arguments["driver"] = cpu["type"].clone();
-            arguments["id"] = json!(format!("cpu-{socket}-{core}-{thread}"));
-            qmp.execute("device_add", arguments)?;
-        }
-        Ok(present.max(want.min(all.len() as u32)))
-    }
+// Memory
 
-    pub fn plug(&self, qmp: &Qmp, device: Device) -> Result<()> {
-        device::check(&device).map_err(|e| failed(e).code(Code::InvalidArgument))?;
-        let mut devices = self.devices.lock().unwrap_or_else(|p| p.into_inner());
-        if devices.contains_key(device.id()) {
-            return Err(failed(format!("device {} is plugged already", device.id())).code(Code::AlreadyExists));
-        }
-        let slot = (1..=SLOTS)
-            .find(|slot| devices.values().all(|d| d.0 != *slot))
-            .ok_or_else(|| failed(format!("all {SLOTS} slots are taken")).code(Code::ResourceExhausted))?;
-        let mut names = Vec::new();
-        if let Device::Nic { queues, .. } = &device {
-            for (i, queue) in queues.iter().enumerate() {
-                let name = format!("slot{slot}-{i}");
-                qmp.give(&name, queue.as_fd())?;
-                names.push(name);
-            }
-        }
-        let parts = device::parts(&device, slot, &names);
-        let (command, arguments) = parts.backend.add();
-        qmp.execute(command, arguments)?;
-        if let Err(e) = qmp.execute("device_add", parts.frontend) {
-            let (command, arguments) = parts.backend.remove();
-            if let Err(undo) = qmp.execute(command, arguments) {
-                log::warn!("device {}: {undo}", device.id());
-            }
-            return Err(e.into());
-        }
-        devices.insert(device.id().to_owned(), (slot, parts.backend));
-        Ok(())
+/// Memory beyond the base, MiB, for `want` MiB in all: whole blocks of the guest.
+pub fn beyond(base: Size, max: Size, want: u64) -> Result<u64> {
+    let blocks = want.saturating_sub(base.mib).div_ceil(GUEST_BLOCK) * GUEST_BLOCK;
+    let room = args::room(base, max);
+    if blocks > room {
+        return Err(Failure::new(Stage::Qemu, format!("{want} MiB of memory asked for, and the VM can have {}", base.mib + room))
+            .code(Code::OutOfRange)
+            .way_out("raise `default_maxmemory`, or lower the limits"));
     }
+    Ok(blocks)
+}
 
-    pub fn unplug(&self, qmp: &Qmp, id: &str) -> Result<()> {
-        let mut devices = self.devices.lock().unwrap_or_else(|p| p.into_inner());
-        let Some((_, backend)) = devices.get(id) else {
-            return Err(failed(format!("no device {id}")).code(Code::NotFound));
-        };
-        let mark = qmp.mark();
-        qmp.execute("device_del", json!({"id": id}))?;
-        if qmp.wait_event(mark, LET_GO, |e| e.name == "DEVICE_DELETED" && e.data["device"] == id).is_none() {
-            return Err(
-                failed(format!("the guest does not let go of device {id} within {} s", LET_GO.as_secs())).code(Code::DeadlineExceeded)
-            );
-        }
-        let (command, arguments) = backend.remove();
-        qmp.execute(command, arguments)?;
-        devices.remove(id);
-        Ok(())
+/// Brings the memory beyond the base from `have` to `target` MiB; answers what it is then.
+pub fn set_memory(qmp: &Qmp, growth: Growth, have: u64, target: u64) -> Result<u64> {
+    match growth {
+        Growth::VirtioMem => request(qmp, have, target),
+        Growth::Dimm if target > have => plug_dimm(qmp, have, target - have).map(|()| target),
+        // A DIMM leaves only whole and only if the guest happens not to use it: shrinking is virtio-mem's.
+        Growth::Dimm => Ok(have),
     }
 }
 
-/// Asks for `mib` of the virtio-mem device and waits until the guest has followed; what it gives back is best effort.
-fn virtio_mem(qmp: &Qmp, mib: u64) -> Result<u64> {
-    let path = format!("/machine/peripheral/{}", args::VIRTIO_MEM);
-    let read = |property: &str| -> Result<u64> {
-        Ok(qmp.execute("qom-get", json!({"path": path, "property": property}))?.as_u64().unwrap_or(0) >> 20)
+fn request(qmp: &Qmp, have: u64, target: u64) -> Result<u64> {
+    let ask = |mib: u64| {
+        let path = format!("/machine/peripheral/{}", args::VIRTIO_MEM);
+        qmp.execute("qom-set", json!({"path": path, "property": "requested-size", "value": mib << 20}))
     };
-    let before = read("size")?;
-    if before == mib && read("requested-size")? == mib {
-        return Ok(mib);
+    ask(target)?;
+    // A guest gives back what it does not use, and goes on by itself as it uses less: nobody waits for that.
+    if target < have {
+        return Ok(target);
     }
-    qmp.execute("qom-set", json!({"path": path, "property": "requested-size", "value": mib << 20}))?;
-    let until = Instant::now() + TAKE_IN;
+    let deadline = Instant::now() + GROW;
     loop {
-        let now = read("size")?;
-        // Shrinking goes on by itself as the guest frees memory.
-        if now == mib || mib < before {
-            return Ok(mib);
+        let now = plugged(&qmp.execute("query-memory-devices", json!({}))?);
+        if now >= target {
+            return Ok(target);
         }
-        if Instant::now() > until {
-            let way_out = "does the guest kernel have virtio_mem? enable_virtio_mem = false uses DIMMs";
-            return Err(failed(format!("the guest took {now} of {mib} MiB of plugged memory"))
-                .code(Code::DeadlineExceeded)
-                .way_out(way_out));
+        if Instant::now() >= deadline {
+            ask(have)?;
+            let cause = format!("the guest took {now} of {target} MiB of plugged memory within {} s", GROW.as_secs());
+            let way_out = "does its kernel have the module virtio_mem? `enable_virtio_mem = false` plugs DIMMs";
+            return Err(Failure::new(Stage::Qemu, cause).code(Code::DeadlineExceeded).way_out(way_out));
         }
-        std::thread::sleep(LOOK);
+        // Not a wait for a thread of ours: the guest's driver is at work, and QEMU tells of it once a second at most.
+        std::thread::sleep(ASK);
     }
 }
 
-fn dimm(qmp: &Qmp, number: u32, mib: u64) -> Result<()> {
-    if number >= args::DIMM_SLOTS {
-        return Err(failed(format!("all {} DIMM slots are taken", args::DIMM_SLOTS)).code(Code::ResourceExhausted));
+/// MiB that the virtio-mem device has in the guest, of what `query-memory-devices` answers.
+fn plugged(devices: &Value) -> u64 {
+    let all = devices.as_array().map_or(&[][..], Vec::as_slice);
+    all.iter().find(|d| d["type"] == "virtio-mem").and_then(|d| d["data"]["size"].as_u64()).unwrap_or(0) >> 20
+}
+
+/// One DIMM of `mib`, after `have` MiB of others. Its name says where it begins, so that no name comes twice.
+fn plug_dimm(qmp: &Qmp, have: u64, mib: u64) -> Result<()> {
+    let (memory, dimm) = (format!("dimm-{have}-m"), format!("dimm-{have}"));
+    let object = json!({"qom-type": "memory-backend-memfd", "id": memory, "size": mib << 20, "share": true});
+    qmp.execute("object-add", object)?;
+    let plugged = qmp.execute("device_add", json!({"driver": "pc-dimm", "id": dimm, "memdev": memory}));
+    plugged.map(drop).map_err(|e| {
+        undo(qmp, "object-del", json!({"id": memory}));
+        e.into()
+    })
+}
+
+// Devices
+
+/// Which device is in which slot of the bridge.
+#[derive(Debug)]
+pub struct Slots {
+    /// Slot n is at n - 1.
+    slots: [Option<Slot>; SLOTS],
+}
+
+#[derive(Clone, Debug)]
+struct Slot {
+    id: String,
+    /// `None` while it is being plugged.
+    backend: Option<Backend>,
+}
+
+impl Slots {
+    /// Those that the VM was started with.
+    pub fn new(backends: Vec<(String, Backend)>) -> Slots {
+        let mut slots = Slots { slots: [const { None }; SLOTS] };
+        for (slot, (id, backend)) in slots.slots.iter_mut().zip(backends) {
+            *slot = Some(Slot { id, backend: Some(backend) });
+        }
+        slots
     }
-    let (backend, id) = (format!("dimm{number}m"), format!("dimm{number}"));
-    qmp.execute("object-add", json!({"qom-type": "memory-backend-memfd", "id": backend, "size": mib << 20, "share": true}))?;
-    if let Err(e) = qmp.execute("device_add", json!({"driver": "pc-dimm", "id": id, "memdev": backend})) {
-        let _ = qmp.execute("object-del", json!({"id": backend}));
+
+    /// Takes a free slot for `id`.
+    pub fn reserve(&mut self, id: &str) -> Result<usize> {
+        if self.find(id).is_some() {
+            return Err(Failure::new(Stage::Qemu, format!("the VM has a device {id} already")).code(Code::AlreadyExists));
+        }
+        let Some(free) = self.slots.iter().position(Option::is_none) else {
+            let cause = format!("device {id}: all {SLOTS} slots of the VM are taken");
+            return Err(Failure::new(Stage::Qemu, cause).code(Code::ResourceExhausted));
+        };
+        self.slots[free] = Some(Slot { id: id.to_owned(), backend: None });
+        Ok(free + 1)
+    }
+
+    pub fn fill(&mut self, slot: usize, backend: Backend) {
+        if let Some(Some(s)) = self.slots.get_mut(slot - 1) {
+            s.backend = Some(backend);
+        }
+    }
+
+    pub fn free(&mut self, slot: usize) {
+        self.slots[slot - 1] = None;
+    }
+
+    /// The slot of a device that is plugged, and its other half.
+    pub fn backend(&self, id: &str) -> Result<(usize, Backend)> {
+        let found = self.find(id).and_then(|n| Some((n + 1, self.slots[n].as_ref()?.backend.clone()?)));
+        found.ok_or_else(|| Failure::new(Stage::Qemu, format!("the VM has no device {id}")).code(Code::NotFound))
+    }
+
+    fn find(&self, id: &str) -> Option<usize> {
+        self.slots.iter().position(|s| s.as_ref().is_some_and(|s| s.id == id))
+    }
+}
+
+/// Plugs `device` into `slot`. Undone whole if it fails half-way.
+pub fn plug(qmp: &Qmp, device: &Device, slot: usize) -> Result<Backend> {
+    use std::os::fd::AsFd;
+    let queues = match device {
+        Device::Nic { queues, .. } => queues.as_slice(),
+        _ => &[],
+    };
+    let names: Vec<String> = (0..queues.len()).map(|n| format!("slot{slot}-q{n}")).collect();
+    let given = names.iter().zip(queues).try_for_each(|(name, queue)| qmp.give(name, queue.as_fd()));
+    let parts = device::parts(device, slot, &names);
+    let (add, arguments) = parts.backend.add();
+    if let Err(e) = given.and_then(|()| qmp.execute(add, arguments).map(drop)) {
+        // Those that QEMU took are gone from its list, the others must not stay in it.
+        names.iter().for_each(|name| drop(qmp.execute("closefd", json!({"fdname": name}))));
         return Err(e.into());
     }
+    if let Err(e) = qmp.execute("device_add", parts.frontend) {
+        let (remove, arguments) = parts.backend.remove();
+        undo(qmp, remove, arguments);
+        return Err(e.into());
+    }
+    Ok(parts.backend)
+}
+
+/// Takes `id` away and returns when the guest has let go of it.
+pub fn unplug(qmp: &Qmp, id: &str, backend: &Backend) -> Result<()> {
+    let mark = qmp.mark();
+    match qmp.execute("device_del", json!({"id": id})) {
+        Ok(_) => {}
+        // An earlier attempt for which the guest took too long: it may be about to succeed.
+        Err(qmp::Error::Refused { text, .. }) if text.contains("in the process of unplug") => {}
+        Err(e) => return Err(e.into()),
+    }
+    let gone = qmp.wait_event(mark, LET_GO, |e| e.name == "DEVICE_DELETED" && e.data["device"] == id);
+    if gone.is_none() {
+        let cause = format!("device {id}: the guest does not let go of it within {} s", LET_GO.as_secs());
+        return Err(Failure::new(Stage::Qemu, cause).code(Code::DeadlineExceeded).way_out("unmount or close it in the guest first"));
+    }
+    let (remove, arguments) = backend.remove();
+    qmp.execute(remove, arguments)?;
     Ok(())
+}
+
+/// Part of a failure's clean-up: an error here only goes to the log.
+fn undo(qmp: &Qmp, command: &str, arguments: Value) {
+    if let Err(e) = qmp.execute(command, arguments) {
+        log::warn!("undoing: {e}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: Size = Size { vcpus: 1, mib: 256 };
+    const MAX: Size = Size { vcpus: 8, mib: 2048 };
+
+    #[test]
+    fn vcpus_are_plugged_from_the_lowest() {
+        let cpu = |core: u32, present: bool| {
+            let mut c = json!({"type": "max-x86_64-cpu", "vcpus-count": 1, "props": {"core-id": core, "thread-id": 0, "socket-id": 0}});
+            if present {
+                c["qom-path"] = json!("/machine/unattached/device[0]");
+            }
+            c
+        };
+        let list = [cpu(10, false), cpu(3, false), cpu(2, false), cpu(1, true), cpu(0, true)];
+        let (present, free) = sort_cpus(&list);
+        assert_eq!(present, 2);
+        assert_eq!(free.iter().map(|c| c["props"]["core-id"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 3, 10]);
+        assert_eq!(
+            cpu_arguments(free[0], 2),
+            json!({"driver": "max-x86_64-cpu", "id": "cpu-2", "core-id": 2, "thread-id": 0, "socket-id": 0})
+        );
+    }
+
+    #[test]
+    fn memory_comes_in_whole_blocks_and_has_an_end() {
+        for (want, extra) in [(100, 0), (256, 0), (257, 128), (256 + 512, 512), (2048, 1792)] {
+            assert_eq!(beyond(BASE, MAX, want).unwrap(), extra);
+        }
+        let failure = beyond(BASE, MAX, 2049).unwrap_err();
+        assert_eq!(failure.code, Code::OutOfRange);
+        assert!(failure.cause.contains("2049 MiB") && failure.cause.contains("can have 2048"), "{failure}");
+    }
+
+    #[test]
+    fn what_virtio_mem_has() {
+        let dimm = json!({"type": "dimm", "data": {"size": 1 << 30}});
+        let vmem = json!({"type": "virtio-mem", "data": {"size": 256 << 20, "requested-size": 512 << 20}});
+        assert_eq!(plugged(&json!([dimm, vmem])), 256);
+        assert_eq!(plugged(&json!([])), 0);
+    }
+
+    #[test]
+    fn slots() {
+        let backend = Backend::Chardev { id: "slot1".into(), path: "/s".into() };
+        let mut slots = Slots::new(vec![("share".into(), backend.clone())]);
+        assert_eq!(slots.backend("share").unwrap(), (1, backend.clone()));
+        assert_eq!(slots.reserve("share").unwrap_err().code, Code::AlreadyExists);
+        assert_eq!(slots.reserve("nic0").unwrap(), 2);
+        // Being plugged: taken, but nothing to unplug yet.
+        assert_eq!(slots.backend("nic0").unwrap_err().code, Code::NotFound);
+        slots.fill(2, backend.clone());
+        assert!(slots.backend("nic0").is_ok());
+        slots.free(1);
+        assert_eq!(slots.reserve("disk").unwrap(), 1);
+        (3..=SLOTS).for_each(|n| assert_eq!(slots.reserve(&format!("d{n}")).unwrap(), n));
+        assert_eq!(slots.reserve("more").unwrap_err().code, Code::ResourceExhausted);
+    }
 }

@@ -9,66 +9,87 @@ mod channel;
 mod cmdline;
 mod console;
 mod device;
+mod exit;
+mod find;
 mod hotplug;
 mod qmp;
 
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 pub use accel::Accel;
-pub use args::marker;
+pub use args::{AGENT_PORT, MUX_PORT, marker};
+pub use find::{find, version};
 
 use super::{Caps, Device, Exit, Size, Vm};
 use crate::error::{At, Failure, Result, Stage};
-use crate::process::{Ended, Ledger, Session, Spawn};
+use crate::process::{Ledger, Session, Spawn};
 use crate::rpc::{Code, Stream};
 use crate::watch::{Chore, Watched};
-use args::fd;
 use channel::Link;
-use hotplug::Plugged;
+use exit::Evidence;
+use hotplug::Slots;
 use qmp::Qmp;
 
 /// The console log in the sandbox's directory.
 pub const CONSOLE: &str = "console.log";
 
-/// Memory is plugged in whole blocks of the guest (x86: 128 MiB), MiB.
-const GUEST_BLOCK: u64 = 128;
+/// The most vCPUs a VM can have (255 is QEMU's limit without an interrupt remapper; a few ids are taken).
+pub const MOST_VCPUS: u32 = 240;
 
-/// How long QEMU may take from its exec to its greeting: it waits for virtiofsd meanwhile.
-const GREETING: Duration = Duration::from_secs(30);
+/// A kernel with its initrd does not boot in less, MiB.
+pub const LEAST_MIB: u64 = 96;
 
-/// How long QEMU may take to quit when told so.
-const QUIT: Duration = Duration::from_secs(2);
+/// Memory is plugged into the guest in pieces of this, MiB (a memory block of x86_64 Linux).
+pub const GUEST_BLOCK: u64 = 128;
 
-/// Lines of the console that a failure carries.
-const LINES: usize = 20;
+/// From QEMU's start to its first answer: it sets up its devices, and waits for the share's daemon.
+const START: Duration = Duration::from_secs(30);
 
-/// What memory grows by.
+/// How long a QEMU that closed its control connection may take to be gone.
+const GONE: Duration = Duration::from_secs(5);
+
+/// How long after the channel broke QEMU's end may be seen.
+const BROKEN: Duration = Duration::from_millis(200);
+
+/// Lines of the console that an error carries.
+const CONSOLE_LINES: usize = 20;
+
+/// How memory is added.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Growth {
-    /// One device that grows and shrinks.
+    /// One device that grows and shrinks; the guest needs the module `virtio_mem`.
     #[default]
     VirtioMem,
-    /// A DIMM each time; for guests without virtio-mem.
+    /// DIMMs, one for each step, for ever (`enable_virtio_mem = false`).
     Dimm,
 }
 
-/// What carries the channel.
+/// What carries the byte streams between host and guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Channel {
-    /// Two ports of virtio-serial: needs nothing but QEMU.
+    /// Two virtio-serial ports: the agent's ttrpc, and a mux for everything else. Needs nothing but QEMU.
     #[default]
     VirtioSerial,
-    /// vhost-vsock of the host.
+    /// /dev/vhost-vsock.
     Vsock,
+}
+
+impl Channel {
+    /// True if this host's kernel offers vsock to guests.
+    pub fn vsock_available() -> bool {
+        std::path::Path::new(channel::VHOST_VSOCK).exists()
+    }
 }
 
 /// What a VM is to be.
 #[derive(Debug)]
 pub struct Plan {
-    /// The sandbox: becomes the argument `sandbox-<id>`, by which its QEMU is found.
+    /// The sandbox: becomes the argument `sandbox-<id>` ([`marker`]), by which its QEMU is found.
     pub id: String,
     /// QEMU as configured, else [`find`] looks for it.
     pub program: Option<PathBuf>,
@@ -78,7 +99,7 @@ pub struct Plan {
     pub accel: Accel,
     /// What it boots with.
     pub size: Size,
-    /// How far it can grow; never less than `size`.
+    /// How far it can grow; a value below `size` means not at all.
     pub max: Size,
     pub growth: Growth,
     pub channel: Channel,
@@ -86,7 +107,7 @@ pub struct Plan {
     pub devices: Vec<Device>,
     /// A directory of the sandbox's own: `console.log` is made there.
     pub dir: PathBuf,
-    /// A talkative kernel on the console.
+    /// A talkative kernel and agent on the console.
     pub debug: bool,
     /// Appended to the kernel's command line.
     pub kernel_params: Vec<String>,
@@ -97,55 +118,53 @@ pub struct Qemu {
     process: Watched,
     qmp: Qmp,
     link: Link,
-    plugged: Plugged,
+    base: Size,
+    max: Size,
+    growth: Growth,
+    /// Memory beyond the base, MiB. Held during a resize, so that there is one at a time.
+    plugged: Mutex<u64>,
+    slots: Mutex<Slots>,
     console: PathBuf,
+    stopped: AtomicBool,
+    evidence: OnceLock<Evidence>,
 }
 
 impl Qemu {
     /// Starts QEMU and returns once it answers on QMP; the guest is then on its way. On an error no process is left.
     pub fn start(mut plan: Plan, ledger: &dyn Ledger) -> Result<Qemu> {
         let program = find(plan.program.as_deref())?;
-        for device in &plan.devices {
-            device::check(device).map_err(|e| Failure::new(Stage::Qemu, e).code(Code::InvalidArgument))?;
-        }
+        check(&mut plan)?;
         let console = plan.dir.join(CONSOLE);
-        // Made here, readable by nobody else: a guest's console may hold anything.
-        std::fs::File::create(&console).at(Stage::Qemu, || format!("make {}", console.display()))?;
-        let pair = || UnixStream::pair().at(Stage::Qemu, || "socketpair");
-        let (qmp, qmp_theirs) = pair()?;
-        let (link, ends, cid) = Link::make(plan.channel)?;
-        let (numbers, queues) = take_queues(&mut plan.devices);
-        let append = cmdline::command_line(plan.accel, cmdline::host_khz(), plan.debug, &plan.kernel_params);
-        let args = args::all(&plan, &append, &numbers, cid);
-        let mut spawn = Spawn::new(&program).args(args).session(Session::New).death_signal(libc::SIGKILL).fd(qmp_theirs, fd::QMP);
-        for (end, number) in ends.into_iter().chain(queues) {
-            spawn = spawn.fd(end, number);
-        }
+        std::fs::File::create(&console).at(Stage::Qemu, || format!("create {}", console.display()))?;
+
+        let (link, mut fds, cid) = Link::make(plan.channel)?;
+        let (ours, theirs) = UnixStream::pair().at(Stage::Qemu, || "control connection")?;
+        fds.push((theirs.into(), args::fd::QMP));
+        let args = command(&plan, cid);
+        log::debug!("{}", args::shell_line(&program, &args));
+        let slots = Slots::new(backends(&plan));
+        fds.extend(take_queues(&mut plan.devices));
+
+        // A session of its own: Ctrl-C at a terminal is for the container.
+        let mut spawn = Spawn::new(program).args(args).session(Session::New).death_signal(libc::SIGKILL);
+        spawn.fds = fds;
         let log = console.clone();
-        let chore = Chore {
-            every: console::TRIM_EVERY,
-            run: Box::new(move || {
-                if let Err(e) = console::trim(&log) {
-                    log::warn!("{}: {e}", log.display());
-                }
-            }),
-        };
-        let process =
-            Watched::start("qemu", &marker(&plan.id), spawn, ledger, Some(chore)).at(Stage::Qemu, || program.display().to_string())?;
-        let qmp = match Qmp::start(qmp, GREETING) {
-            Ok(qmp) => qmp,
-            Err(e) => {
-                let died = process.wait_timeout(QUIT);
-                process.kill();
-                let why = match died {
-                    Some(ended) => format!("{} {ended}: {}", program.display(), process.said(3).join("; ")),
-                    None => format!("{}: {e}", program.display()),
-                };
-                return Err(Failure::new(Stage::Qemu, why).way_out("osc check tells what this host lacks"));
-            }
-        };
-        let plugged = Plugged::new(&plan);
-        Ok(Qemu { process, qmp, link, plugged, console })
+        let chore = Chore { every: console::TRIM_EVERY, run: Box::new(move || drop(console::trim(&log))) };
+        let process = Watched::start("qemu", &marker(&plan.id), spawn, ledger, Some(chore)).at(Stage::Qemu, || "start QEMU")?;
+        let qmp = Qmp::start(ours, START).map_err(|e| did_not_start(&process, &e))?;
+        Ok(Qemu {
+            process,
+            qmp,
+            link,
+            base: plan.size,
+            max: plan.max,
+            growth: plan.growth,
+            plugged: Mutex::new(0),
+            slots: Mutex::new(slots),
+            console,
+            stopped: AtomicBool::new(false),
+            evidence: OnceLock::new(),
+        })
     }
 
     /// The process of QEMU.
@@ -153,151 +172,203 @@ impl Qemu {
         self.process.pid()
     }
 
-    /// Why it ended, by its last events and its exit status.
-    fn reason(&self, ended: Ended) -> Exit {
-        // The events stand in the socket until its end is read.
-        self.qmp.wait_closed(QUIT);
-        if self.qmp.last_event("GUEST_PANICKED").is_some() {
-            return Exit { orderly: false, reason: "the guest kernel panicked".into() };
-        }
-        let shutdown = self.qmp.last_event("SHUTDOWN").and_then(|e| e.data["reason"].as_str().map(str::to_owned));
-        let told = |orderly, reason: &str| Exit { orderly, reason: reason.to_owned() };
-        match (shutdown.as_deref(), ended) {
-            (_, Ended::Signaled(_)) => Exit { orderly: false, reason: format!("QEMU {ended}") },
-            (_, Ended::Exited(n)) if n != 0 => Exit { orderly: false, reason: format!("QEMU {ended}: {}", self.process.last_word()) },
-            (Some("guest-shutdown"), _) => told(true, "the guest powered off"),
-            (Some("guest-reset"), _) => told(false, "the guest rebooted or its kernel panicked"),
-            (Some("host-qmp-quit"), _) => told(true, "the VM was stopped"),
-            (Some("host-signal"), _) => told(false, "QEMU was asked to end by a signal"),
-            _ => told(false, "QEMU ended"),
-        }
+    /// The threads that run the guest's vCPUs, in the vCPUs' order.
+    pub fn vcpu_threads(&self) -> Result<Vec<i32>> {
+        let cpus = self.qmp.execute("query-cpus-fast", serde_json::json!({}))?;
+        let thread = |cpu: &serde_json::Value| cpu["thread-id"].as_i64().map(|t| t as i32);
+        Ok(cpus.as_array().map_or(&[][..], Vec::as_slice).iter().filter_map(thread).collect())
     }
-}
 
-/// The queues of every NIC under the numbers that QEMU will know them by, and the numbers for each device.
-fn take_queues(devices: &mut [Device]) -> (Vec<Vec<RawFd>>, Vec<(OwnedFd, RawFd)>) {
-    let (mut next, mut fds) = (fd::FIRST_QUEUE, Vec::new());
-    let numbers = devices
-        .iter_mut()
-        .map(|device| {
-            let Device::Nic { queues, .. } = device else { return Vec::new() };
-            std::mem::take(queues)
-                .into_iter()
-                .map(|queue| {
-                    fds.push((queue, next));
-                    next += 1;
-                    next - 1
-                })
-                .collect()
+    /// What is known about its end. Blocks until then.
+    fn evidence(&self) -> &Evidence {
+        self.evidence.get_or_init(|| {
+            let ended = self.process.wait();
+            // The last events are still in the socket; its end is certain.
+            self.qmp.wait_closed(GONE);
+            let shutdown = self.qmp.last_event("SHUTDOWN").and_then(|e| Some(e.data["reason"].as_str()?.to_owned()));
+            Evidence {
+                ended,
+                shutdown,
+                stopped: self.stopped.load(Ordering::SeqCst),
+                said: exit::without_name(&self.process.last_word()),
+                console: self.console_tail(CONSOLE_LINES),
+            }
         })
-        .collect();
-    (numbers, fds)
-}
-
-/// Names of QEMU, and places besides PATH.
-const NAMES: [&str; 2] = ["qemu-system-x86_64", "qemu-kvm"];
-const PLACES: [&str; 4] = ["/usr/bin", "/usr/libexec", "/usr/local/bin", "/opt/kata/bin"];
-
-/// QEMU where distributions put it: `configured` alone if given, else the names along PATH and the known places.
-pub fn find(configured: Option<&Path>) -> Result<PathBuf> {
-    let missing = |cause: String| {
-        Failure::new(Stage::Qemu, cause)
-            .code(Code::FailedPrecondition)
-            .way_out("install qemu-system-x86 (osc check --fix does), or name it in the configuration")
-    };
-    if let Some(path) = configured {
-        return if path.is_file() { Ok(path.to_owned()) } else { Err(missing(format!("no QEMU at {}", path.display()))) };
     }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs = std::env::split_paths(&path).chain(PLACES.iter().map(PathBuf::from));
-    dirs.flat_map(|dir| NAMES.map(|name| dir.join(name)))
-        .find(|p| p.is_file())
-        .ok_or_else(|| missing(format!("no QEMU: {} is neither in PATH nor in {}", NAMES[0], PLACES.join(", "))))
+
+    /// True once the agent has opened its port, or has said something on the console.
+    fn agent_runs(&self) -> bool {
+        let opened = |e: &qmp::Event| e.name == "VSERPORT_CHANGE" && e.data["id"] == args::AGENT_ID && e.data["open"] == true;
+        self.qmp.wait_event(0, Duration::ZERO, opened).is_some()
+            || self.console_tail(CONSOLE_LINES).iter().any(|line| line.starts_with("level="))
+    }
+
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(|p| p.into_inner())
+    }
 }
 
-/// The command of `plan` as a line for a shell (`osc run --dry-run`); numbers of descriptors are those QEMU would get.
+impl std::fmt::Debug for Qemu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Qemu({})", self.pid())
+    }
+}
+
+/// A QEMU that nobody holds any more has no purpose.
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        self.process.kill();
+    }
+}
+
+/// The command of `plan` as a line for a shell (`osc run --dry-run`); descriptors have the numbers that QEMU would see.
 pub fn render(plan: &Plan) -> Result<String> {
     let program = find(plan.program.as_deref())?;
-    let mut next = fd::FIRST_QUEUE;
-    let numbers: Vec<Vec<RawFd>> = plan
-        .devices
-        .iter()
-        .map(|d| match d {
-            Device::Nic { queues, .. } => queues
-                .iter()
-                .map(|q| {
-                    let _ = q.as_raw_fd();
-                    next += 1;
-                    next - 1
-                })
-                .collect(),
-            _ => Vec::new(),
-        })
-        .collect();
+    let cid = (plan.channel == Channel::Vsock).then_some(3);
+    Ok(args::shell_line(&program, &command(plan, cid)))
+}
+
+fn command(plan: &Plan, cid: Option<u32>) -> Vec<String> {
     let append = cmdline::command_line(plan.accel, cmdline::host_khz(), plan.debug, &plan.kernel_params);
-    Ok(args::shell_line(&program, &args::all(plan, &append, &numbers, None)))
+    args::all(plan, &append, &queue_numbers(&plan.devices), cid)
+}
+
+/// Refuses what cannot work, by name, and cuts `max` to what QEMU can do.
+fn check(plan: &mut Plan) -> Result<()> {
+    let refuse = |cause: String, way_out: &str| Err(Failure::new(Stage::Request, cause).code(Code::InvalidArgument).way_out(way_out));
+    let Size { vcpus, mib } = plan.size;
+    if vcpus == 0 || vcpus > MOST_VCPUS {
+        return refuse(format!("{vcpus} vCPUs: a VM has 1 to {MOST_VCPUS}"), "change `default_vcpus` or `--cpus`");
+    }
+    if mib < LEAST_MIB {
+        return refuse(format!("{mib} MiB of memory: a VM needs at least {LEAST_MIB}"), "raise `default_memory` or `--memory`");
+    }
+    plan.max.vcpus = plan.max.vcpus.clamp(vcpus, MOST_VCPUS);
+    for file in [&plan.kernel, &plan.initrd] {
+        std::fs::File::open(file).map_err(|e| {
+            Failure::new(Stage::Image, format!("{}: {e}", file.display())).way_out("rebuild the guest image: `osc image build`")
+        })?;
+    }
+    if plan.devices.len() > device::SLOTS {
+        return refuse(format!("{} devices: a VM has {} slots", plan.devices.len(), device::SLOTS), "give it fewer");
+    }
+    for device in &plan.devices {
+        device::check(device).or_else(|cause| refuse(cause, ""))?;
+    }
+    Ok(())
+}
+
+fn backends(plan: &Plan) -> Vec<(String, device::Backend)> {
+    let numbers = queue_numbers(&plan.devices);
+    let backend = |(n, d): (usize, &Device)| {
+        let names: Vec<String> = numbers[n].iter().map(RawFd::to_string).collect();
+        (d.id().to_owned(), device::parts(d, n + 1, &names).backend)
+    };
+    plan.devices.iter().enumerate().map(backend).collect()
+}
+
+/// The number of each tap queue in QEMU, for each device.
+fn queue_numbers(devices: &[Device]) -> Vec<Vec<RawFd>> {
+    let mut next = args::fd::FIRST_QUEUE..;
+    let count = |d: &Device| match d {
+        Device::Nic { queues, .. } => queues.len(),
+        _ => 0,
+    };
+    devices.iter().map(|d| next.by_ref().take(count(d)).collect()).collect()
+}
+
+/// The tap queues themselves, with these numbers.
+fn take_queues(devices: &mut [Device]) -> Vec<(OwnedFd, RawFd)> {
+    let queues = devices.iter_mut().flat_map(|d| match d {
+        Device::Nic { queues, .. } => std::mem::take(queues),
+        _ => Vec::new(),
+    });
+    queues.zip(args::fd::FIRST_QUEUE..).collect()
+}
+
+/// Ends a QEMU that did not answer, and says why it did not.
+fn did_not_start(process: &Watched, error: &qmp::Error) -> Failure {
+    let ended = match error {
+        qmp::Error::Closed { .. } => process.wait_timeout(GONE),
+        _ => None,
+    };
+    process.kill();
+    let said = exit::without_name(&process.last_word());
+    exit::start_failure(match ended {
+        Some(ended) if said.is_empty() => format!("QEMU {ended}"),
+        Some(ended) => format!("QEMU {ended}: {said}"),
+        None => format!("QEMU started, but {error}"),
+    })
 }
 
 impl Vm for Qemu {
     fn caps(&self) -> Caps {
-        Caps { share: true, hotplug_cpu: true, hotplug_memory: true, block: true, nic: true }
+        Caps {
+            share: true,
+            hotplug_cpu: self.max.vcpus > self.base.vcpus,
+            hotplug_memory: args::room(self.base, self.max) > 0,
+            block: true,
+            nic: true,
+        }
     }
 
     fn dial(&self, port: u32) -> Result<Stream> {
-        self.link.dial(port, &|| self.process.ended().is_some())
+        self.link.dial(port, &|limit| self.process.wait_timeout(limit).is_some())
     }
 
     fn resize(&self, want: Size) -> Result<Size> {
-        self.plugged.resize(&self.qmp, want)
+        let mut plugged = self.plugged.lock().unwrap_or_else(|p| p.into_inner());
+        let vcpus = hotplug::grow_vcpus(&self.qmp, want.vcpus.min(self.max.vcpus))?;
+        let target = hotplug::beyond(self.base, self.max, want.mib)?;
+        if target != *plugged {
+            *plugged = hotplug::set_memory(&self.qmp, self.growth, *plugged, target)?;
+        }
+        Ok(Size { vcpus, mib: self.base.mib + *plugged })
     }
 
     fn plug(&self, device: Device) -> Result<()> {
-        self.plugged.plug(&self.qmp, device)
+        device::check(&device).map_err(|cause| Failure::new(Stage::Request, cause).code(Code::InvalidArgument))?;
+        let slot = self.slots().reserve(device.id())?;
+        match hotplug::plug(&self.qmp, &device, slot) {
+            Ok(backend) => self.slots().fill(slot, backend),
+            Err(e) => {
+                self.slots().free(slot);
+                return Err(e);
+            }
+        }
+        Ok(())
     }
 
     fn unplug(&self, id: &str) -> Result<()> {
-        self.plugged.unplug(&self.qmp, id)
+        let (slot, backend) = self.slots().backend(id)?;
+        hotplug::unplug(&self.qmp, id, &backend)?;
+        self.slots().free(slot);
+        Ok(())
     }
 
     fn wait(&self) -> Exit {
-        let ended = self.process.wait();
-        self.reason(ended)
+        exit::exit(self.evidence())
     }
 
     fn stop(&self, grace: Duration) {
-        if !grace.is_zero() && self.process.ended().is_none() {
-            // The guest was told before; QEMU itself needs no more than a word.
-            let _ = self.qmp.execute_within("quit", serde_json::json!({}), None, grace.min(QUIT));
-            if self.process.wait_timeout(grace.min(QUIT)).is_some() {
-                return;
+        if self.process.ended().is_none() {
+            self.stopped.store(true, Ordering::SeqCst);
+            if !grace.is_zero() && self.qmp.execute_within("quit", serde_json::json!({}), None, grace).is_ok() {
+                self.process.wait_timeout(grace);
             }
         }
         self.process.kill();
     }
 
     fn boot_failure(&self, cause: &str) -> Failure {
-        let console = self.console_tail(LINES);
-        if let Some(ended) = self.process.ended().or_else(|| self.process.wait_timeout(Duration::from_millis(200))) {
-            let stage = if console.is_empty() { Stage::Qemu } else { Stage::Kernel };
-            return Failure::new(stage, format!("the guest did not come up: {}", self.reason(ended).reason)).console(console);
-        }
-        let failure = match console.iter().any(|l| l.contains("Kernel panic")) {
-            true => Failure::new(Stage::Kernel, "the guest kernel panicked").way_out("osc image build makes the image anew"),
-            false if console.is_empty() => Failure::new(Stage::Kernel, format!("{cause}, and the kernel says nothing"))
-                .way_out("try another kernel with --kernel-release, or --debug"),
-            false => Failure::new(Stage::Agent, cause).way_out("--debug makes the guest say more"),
-        };
-        failure.code(Code::DeadlineExceeded).console(console)
+        let console = self.console_tail(CONSOLE_LINES);
+        // A broken channel is often seen before the end of the process that broke it.
+        let ended = self.process.wait_timeout(BROKEN).map(|_| self.evidence());
+        exit::boot_failure(ended, self.agent_runs(), console, cause)
     }
 
     fn console_tail(&self, lines: usize) -> Vec<String> {
         console::tail(&self.console, lines)
-    }
-}
-
-impl Drop for Qemu {
-    fn drop(&mut self) {
-        self.process.kill();
     }
 }
 
@@ -306,18 +377,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missing_qemu_is_named_with_a_way_out() {
-        let e = find(Some(Path::new("/no/such/qemu"))).unwrap_err();
-        assert!(e.cause.contains("/no/such/qemu") && e.way_out.contains("qemu-system-x86"), "{e}");
-    }
-
-    #[test]
     fn queues_are_numbered_in_order() {
         let null = || std::fs::File::open("/dev/null").unwrap().into();
         let nic = |n: usize| Device::Nic { id: "n".into(), queues: (0..n).map(|_| null()).collect(), mac: [0; 6], mtu: 1500 };
         let mut devices = [nic(2), Device::UserNet { id: "u".into(), forwards: vec![] }, nic(1)];
-        let (numbers, fds) = take_queues(&mut devices);
-        assert_eq!(numbers, [vec![7, 8], vec![], vec![9]]);
-        assert_eq!(fds.iter().map(|f| f.1).collect::<Vec<_>>(), [7, 8, 9]);
+        assert_eq!(queue_numbers(&devices), [vec![7, 8], vec![], vec![9]]);
+        assert_eq!(take_queues(&mut devices).iter().map(|f| f.1).collect::<Vec<_>>(), [7, 8, 9]);
     }
 }

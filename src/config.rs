@@ -32,6 +32,8 @@ pub struct Config {
     pub accelerator: Option<String>,
     /// Release of the guest kernel; else the host's own.
     pub kernel_release: Option<String>,
+    /// Where the guest image is; else the cache, in which it is built when it is missing or stale.
+    pub image_dir: Option<PathBuf>,
     /// From QEMU's start to the agent's first answer. Under TCG a loaded host is slow.
     pub boot_timeout: Duration,
     /// `create_container_timeout`.
@@ -54,6 +56,7 @@ impl Default for Config {
             enable_debug: false,
             accelerator: None,
             kernel_release: None,
+            image_dir: None,
             boot_timeout: Duration::from_secs(60),
             create_container_timeout: Duration::from_secs(60),
         }

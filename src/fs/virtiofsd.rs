@@ -95,6 +95,11 @@ impl Virtiofsd {
         End { ended, said: self.process.last_word() }
     }
 
+    /// How it ended, if it does so within `limit`.
+    pub fn ended_within(&self, limit: Duration) -> Option<End> {
+        self.process.wait_timeout(limit).map(|ended| End { ended, said: self.process.last_word() })
+    }
+
     /// Kills it if it still runs and returns when its processes are gone. After QEMU it ends by itself.
     pub fn stop(&self) {
         let worker = self.pids().into_iter().nth(1).and_then(|pid| Some((pid, process::start_time(pid)?)));

@@ -1,1 +1,105 @@
-//! Netlink verbs and endpoints.
+//! Netlink verbs on links, addresses, routes and neighbours. Knows nobody above.
+//!
+//! A small socket ([`netlink`]) and messages ([`message`]) below, verbs by what they act on above. Every error names the
+//! call, the device and the kernel's own words (extended acknowledgement).
+
+pub mod address;
+pub mod link;
+pub mod message;
+pub mod neighbour;
+pub mod netlink;
+pub mod route;
+
+use std::io;
+use std::net::IpAddr;
+
+/// Why a netlink call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// The kernel refused; its text says more than the number, where it has one.
+    #[error("{what}: {error}{}", if text.is_empty() { String::new() } else { format!(" ({text})") })]
+    Refused { what: String, error: io::Error, text: String },
+    /// No such device in this network namespace.
+    #[error("no interface {0}")]
+    NoLink(String),
+    /// What was asked for is no address, prefix or MAC.
+    #[error("{0}")]
+    Invalid(String),
+    #[error("netlink: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl NetError {
+    /// The kernel's number, where it refused.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            NetError::Refused { error, .. } | NetError::Io(error) => error.raw_os_error(),
+            _ => None,
+        }
+    }
+}
+
+/// An address with its prefix length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefix {
+    pub address: IpAddr,
+    pub length: u8,
+}
+
+impl Prefix {
+    /// `10.0.0.1/24`; the length must be there.
+    pub fn parse(text: &str) -> Result<Prefix, NetError> {
+        let invalid = || NetError::Invalid(format!("{text:?} is no address with a prefix length"));
+        let (address, length) = text.split_once('/').ok_or_else(invalid)?;
+        let address: IpAddr = address.parse().map_err(|_| invalid())?;
+        let length: u8 = length.parse().map_err(|_| invalid())?;
+        if length > bits(&address) { Err(invalid()) } else { Ok(Prefix { address, length }) }
+    }
+}
+
+impl std::fmt::Display for Prefix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.address, self.length)
+    }
+}
+
+/// How long an address of this family is.
+pub fn bits(address: &IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+/// The family's number in the kernel.
+pub fn family(address: &IpAddr) -> u8 {
+    if address.is_ipv4() { libc::AF_INET as u8 } else { libc::AF_INET6 as u8 }
+}
+
+/// The address as the kernel takes it.
+pub fn octets(address: &IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(a) => a.octets().to_vec(),
+        IpAddr::V6(a) => a.octets().to_vec(),
+    }
+}
+
+/// The address in bytes of the kernel's.
+pub fn from_octets(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_needs_its_prefix() {
+        assert_eq!(Prefix::parse("10.0.0.1/24").unwrap().length, 24);
+        assert_eq!(Prefix::parse("fd00::1/64").unwrap().to_string(), "fd00::1/64");
+        for bad in ["10.0.0.1", "10.0.0.1/33", "x/24", "10.0.0.1/", "fd00::/129"] {
+            assert!(Prefix::parse(bad).unwrap_err().to_string().contains(bad), "{bad}");
+        }
+    }
+}

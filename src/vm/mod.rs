@@ -107,6 +107,9 @@ pub trait Vm: Send + Sync {
     /// Blocks until the VM is gone, however it goes. Any number of callers.
     fn wait(&self) -> Exit;
 
+    /// How it ended, if it has.
+    fn ended(&self) -> Option<Exit>;
+
     /// Ends the VM: asks, waits up to `grace`, kills. Returns when its processes are reaped. Idempotent.
     fn stop(&self, grace: Duration);
 

@@ -7,6 +7,7 @@ mod container;
 mod devices;
 mod files;
 mod metrics;
+mod network;
 mod online;
 mod process;
 mod sandbox;
@@ -95,6 +96,12 @@ impl AgentService {
             "GetOOMEvent" => unary(p, |r| self.oom_event(context, r)),
             "GetMetrics" => unary(p, |r| self.metrics(r)),
 
+            "UpdateInterface" => unary(p, |r| self.update_interface(r)),
+            "UpdateRoutes" => unary(p, |r| self.update_routes(r)),
+            "ListInterfaces" => unary(p, |r| self.list_interfaces(r)),
+            "ListRoutes" => unary(p, |r| self.list_routes(r)),
+            "AddARPNeighbors" => unary(p, |r| self.add_neighbours(r)),
+
             "CopyFile" => unary(p, |r| self.copy_file(r)),
             "UpdateEphemeralMounts" => unary(p, |r| self.update_ephemeral_mounts(r)),
             "GetVolumeStats" => unary(p, |r| self.volume_stats(r)),
@@ -109,11 +116,6 @@ impl AgentService {
 
 /// Calls of the protocol that this guest does not serve, and the sentence that says so.
 const REFUSED: &[(&str, &str)] = &[
-    ("UpdateInterface", NETWORK),
-    ("UpdateRoutes", NETWORK),
-    ("ListInterfaces", NETWORK),
-    ("ListRoutes", NETWORK),
-    ("AddARPNeighbors", NETWORK),
     ("GetIPTables", IPTABLES),
     ("SetIPTables", IPTABLES),
     ("MemAgentMemcgSet", MEM_AGENT),
@@ -125,7 +127,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("ResizeVolume", "the guest does not grow file systems; resize the volume on the host and mount it again"),
     ("GetDiagnosticData", "termination messages are written through the share, where the host reads them"),
 ];
-const NETWORK: &str = "network calls need the guest's netlink support, which this version has not";
 const IPTABLES: &str = "the guest carries no iptables; a pod's rules belong to its network namespace on the host";
 const MEM_AGENT: &str = "osc has no memory agent; give free pages back with virtio-balloon or virtio-mem";
 const SWAP: &str = "the guest has no swap; raise the container's memory limit";

@@ -28,12 +28,30 @@ struct Entry<'a> {
     device: (u32, u32),
 }
 
-/// Writes the initrd: `init` is the binary, `release` the text of /etc/osc-release.
+/// LZ4's legacy frame, the one that the kernel takes (lib/decompress_unlz4.c): magic, then `u32 length, block`, each block
+/// of 8 MiB of input.
+fn lz4_legacy(out: &mut dyn Write, archive: &[u8]) -> io::Result<()> {
+    const MAGIC: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
+    const BLOCK: usize = 8 << 20;
+    out.write_all(&MAGIC)?;
+    for block in archive.chunks(BLOCK) {
+        let packed = lz4_flex::block::compress(block);
+        out.write_all(&(packed.len() as u32).to_le_bytes())?;
+        out.write_all(&packed)?;
+    }
+    out.flush()
+}
+
+/// Writes the initrd, compressed: `init` is the binary, `release` the text of /etc/osc-release.
 pub fn write(out: &mut dyn Write, init: &[u8], set: &Set, release: &str) -> io::Result<()> {
+    lz4_legacy(out, &archive(init, set, release)?)
+}
+
+fn archive(init: &[u8], set: &Set, release: &str) -> io::Result<Vec<u8>> {
     let mut entries = entries(init, set, release);
     // By name: every directory comes before what is in it.
     entries.sort_by(|a, b| a.name.cmp(&b.name));
-    let mut out = out;
+    let mut out = Vec::new();
     for (i, e) in entries.iter().enumerate() {
         let links = if e.mode == DIR { 2 } else { 1 };
         let size = u32::try_from(e.data.len()).map_err(|_| io::Error::other(format!("{} is larger than an initrd can hold", e.name)))?;
@@ -43,7 +61,7 @@ pub fn write(out: &mut dyn Write, init: &[u8], set: &Set, release: &str) -> io::
         writer.write_all(&e.data)?;
         out = writer.finish()?;
     }
-    trailer(out)?.flush()
+    trailer(out)
 }
 
 fn entries<'a>(init: &'a [u8], set: &'a Set, release: &'a str) -> Vec<Entry<'a>> {
@@ -100,10 +118,19 @@ mod tests {
     }
 
     #[test]
-    fn the_layout_is_what_the_agent_reads() {
+    fn the_frame_is_the_kernels() {
         let mut out = Vec::new();
-        write(&mut out, b"binary", &set(), "kernel=1.0\n").unwrap();
-        let entries = read(&out);
+        write(&mut out, b"binary", &set(), "").unwrap();
+        assert_eq!(out[..4], [0x02, 0x21, 0x4c, 0x18]);
+        let length = u32::from_le_bytes(out[4..8].try_into().unwrap()) as usize;
+        assert_eq!(out.len(), 8 + length);
+        let plain = lz4_flex::block::decompress(&out[8..], 8 << 20).unwrap();
+        assert_eq!(plain, archive(b"binary", &set(), "").unwrap());
+    }
+
+    #[test]
+    fn the_layout_is_what_the_agent_reads() {
+        let entries = read(&archive(b"binary", &set(), "kernel=1.0\n").unwrap());
         let get = |name: &str| entries.iter().find(|e| e.0 == name).unwrap_or_else(|| panic!("no {name}"));
         assert_eq!((get("init").1, get("init").2.as_slice()), (LINK, &b"sbin/init"[..]));
         assert_eq!((get("sbin/init").1, get("sbin/init").2.as_slice()), (PROGRAM, &b"binary"[..]));

@@ -14,7 +14,7 @@ use crate::rpc::Code;
 pub struct User {
     pub uid: u32,
     pub gid: u32,
-    /// Groups that /etc/group lists it in.
+    /// Its own group, and those that /etc/group lists it in.
     pub additional_gids: Vec<u32>,
     pub home: String,
 }
@@ -53,8 +53,9 @@ pub fn resolve(root: &Path, user: &str) -> Result<User> {
         None => entry.and_then(|f| f.get(3)?.parse().ok()).unwrap_or(0),
     };
     let member = |f: &&Vec<String>| !login.is_empty() && f.get(3).is_some_and(|m| m.split(',').any(|m| m == login));
-    // A group that was named explicitly stands alone, as with Docker's --user.
-    let additional_gids = if group.is_some() { Vec::new() } else { groups.iter().filter(member).filter_map(uid_of).collect() };
+    // Its own group is among them (CVE-2022-36109); one that was named explicitly stands alone, as with Docker's --user.
+    let others = groups.iter().filter(member).filter_map(uid_of).filter(|&g| group.is_none() && g != gid);
+    let additional_gids = std::iter::once(gid).chain(others).collect();
     let home = entry.and_then(|f| f.get(5).cloned()).filter(|h| !h.is_empty()).unwrap_or_else(|| "/".into());
     Ok(User { uid, gid, additional_gids, home })
 }
@@ -95,11 +96,11 @@ mod tests {
     fn names_numbers_and_groups() {
         let dir = root();
         let of = |u: &str| resolve(dir.path(), u).unwrap();
-        assert_eq!(of(""), User { uid: 0, gid: 0, additional_gids: vec![], home: "/root".into() });
-        assert_eq!(of("app"), User { uid: 1000, gid: 1001, additional_gids: vec![29, 50], home: "/home/app".into() });
+        assert_eq!(of(""), User { uid: 0, gid: 0, additional_gids: vec![0], home: "/root".into() });
+        assert_eq!(of("app"), User { uid: 1000, gid: 1001, additional_gids: vec![1001, 29, 50], home: "/home/app".into() });
         assert_eq!(of("1000").gid, 1001);
-        assert_eq!(of("app:staff"), User { uid: 1000, gid: 50, additional_gids: vec![], home: "/home/app".into() });
-        assert_eq!(of("77:78"), User { uid: 77, gid: 78, additional_gids: vec![], home: "/".into() });
+        assert_eq!(of("app:staff"), User { uid: 1000, gid: 50, additional_gids: vec![50], home: "/home/app".into() });
+        assert_eq!(of("77:78"), User { uid: 77, gid: 78, additional_gids: vec![78], home: "/".into() });
     }
 
     #[test]

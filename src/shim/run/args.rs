@@ -77,6 +77,9 @@ pub struct Args {
     /// Release of the guest kernel (default: this host's own)
     #[arg(long, value_name = "R")]
     pub kernel_release: Option<String>,
+    /// Guest image in this directory (osc image build --output DIR), built there if it is missing
+    #[arg(long, value_name = "DIR")]
+    pub image_dir: Option<PathBuf>,
     /// QEMU to use
     #[arg(long, value_name = "PATH")]
     pub qemu: Option<PathBuf>,
@@ -208,12 +211,16 @@ impl Args {
         env.extend(terminal.then(|| ours("TERM").unwrap_or_else(|| "TERM=xterm".into())));
         let given = self.env.iter().filter_map(|e| if e.contains('=') { Some(e.clone()) } else { ours(e) });
         let env = with_defaults(env, given.collect());
+        let mut volumes = self.volume.clone();
+        if self.network == "user" {
+            volumes.push((super::resolv_conf(name).to_string_lossy().into_owned(), "/etc/resolv.conf".into(), true));
+        }
         Wish {
             env,
             cwd: self.workdir.clone().unwrap_or_else(|| "/".into()),
             terminal,
             hostname: name.to_owned(),
-            volumes: self.volume.clone(),
+            volumes,
             cpus: self.cpus,
             memory_bytes: self.memory,
             ..Wish::default()

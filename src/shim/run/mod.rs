@@ -28,7 +28,7 @@ use crate::error::{At, Failure, Result, Stage};
 use crate::process::{Session, Spawn, this_program};
 use crate::rpc::Code;
 use crate::rpc::wire::oci::Spec;
-use crate::vm::Size;
+use crate::vm::{Size, user_net};
 
 /// The name of a detached command's log in its state directory.
 pub const LOG: &str = "log";
@@ -82,6 +82,10 @@ fn run_job(args: &Args, name: String, job: Job, terminal: bool, signals: File, p
         return Ok(0);
     }
     let sandbox = Sandbox::start(new, progress)?;
+    if args.network == "user" {
+        let file = resolv_conf(&name);
+        std::fs::write(&file, format!("nameserver {}\n", user_net::DNS)).at(Stage::Network, || format!("write {}", file.display()))?;
+    }
     let result = serve_and_run(args, &sandbox, &name, job, terminal, signals, progress);
     sandbox.stop(args.detach && !args.rm);
     if args.timings {
@@ -162,7 +166,12 @@ fn start_and_wait(
 
 /// The VM for this command: sized at once by its limits, since there is nobody else to grow for.
 fn new_sandbox(args: &Args, name: &str, spec: &Spec) -> Result<NewSandbox> {
-    let mut config = Config { kernel_release: args.kernel_release.clone(), enable_debug: args.debug, ..Config::default() };
+    let mut config = Config {
+        kernel_release: args.kernel_release.clone(),
+        image_dir: args.image_dir.clone(),
+        enable_debug: args.debug,
+        ..Config::default()
+    };
     if let Some(qemu) = &args.qemu {
         config.path = Some(qemu.clone());
     }
@@ -213,6 +222,11 @@ fn check_size(size: Size) -> Result<()> {
         .code(Code::InvalidArgument));
     }
     Ok(())
+}
+
+/// The name servers of a command with a user-mode network; bound over its /etc/resolv.conf.
+fn resolv_conf(name: &str) -> PathBuf {
+    super::sandbox::record::dir_of(name).join("resolv.conf")
 }
 
 /// Where the command's bytes go: our own descriptors, or a log.

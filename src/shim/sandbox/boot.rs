@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::os::unix::net::UnixListener;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::NewSandbox;
@@ -14,11 +14,11 @@ use crate::fs::image::{self, GuestImage};
 use crate::fs::share::{GUEST_ROOT, Share, TAG};
 use crate::fs::virtiofsd::{self, Virtiofsd};
 use crate::process::Ledger;
-use crate::rpc::wire::agent as wire;
+use crate::rpc::wire::{agent as wire, types};
 use crate::rpc::{Code, Status};
 use crate::shim::progress::Progress;
 use crate::vm::qemu::{Accel, Channel, Growth, Plan, Qemu, accel, render};
-use crate::vm::{Device, Size, Vm};
+use crate::vm::{Device, Size, Vm, user_net};
 
 /// Bytes of entropy that a guest is given.
 const SEED: usize = 32;
@@ -66,20 +66,22 @@ pub(super) fn boot(new: &NewSandbox, record: &Record, progress: &Progress) -> Re
     let share_device = Device::Share { id: "share".into(), socket, tag: TAG.into() };
     let mut plan = plan(new, &image, record.dir())?;
     plan.devices.insert(0, share_device);
-    let vm: Arc<dyn Vm> = Arc::new(Qemu::start(plan, record)?);
+    let started = Qemu::start(plan, record);
+    // A QEMU that cannot reach the daemon is no more than the messenger.
+    let vm: Arc<dyn Vm> = Arc::new(started.map_err(|e| daemon.ended_within(SETTLE).map(|end| daemon_died(&end)).unwrap_or(e))?);
 
     progress.stage("guest boot");
     let agent = Arc::new(Agent::dial(vm.clone())?);
-    end_with(&daemon, &vm);
+    let first = end_with(&daemon, &vm);
     let limit = new.config.boot_timeout;
     if let Err(status) = agent.wait_ready(limit) {
-        let failure = boot_failure(vm.as_ref(), &status, limit);
+        let failure = first.get().cloned().unwrap_or_else(|| boot_failure(vm.as_ref(), &status, limit));
         vm.stop(Duration::ZERO);
         return Err(failure);
     }
 
     progress.stage("sandbox");
-    let made = seed(&agent).and_then(|()| create_in_guest(new, &agent));
+    let made = seed(&agent).and_then(|()| create_in_guest(new, &agent)).and_then(|()| user_network(new, &agent));
     if let Err(status) = made {
         let failure = failed("set up the guest", status).stage(Stage::Agent).console(vm.console_tail(super::CONSOLE_LINES));
         vm.stop(Duration::ZERO);
@@ -98,7 +100,8 @@ pub fn dry_run(new: &NewSandbox) -> Result<String> {
 }
 
 fn guest_image(new: &NewSandbox, progress: &dyn Fn(&str)) -> Result<GuestImage> {
-    let want = image::Want { kernel_release: new.config.kernel_release.clone(), ..Default::default() };
+    let want =
+        image::Want { kernel_release: new.config.kernel_release.clone(), output: new.config.image_dir.clone(), ..Default::default() };
     Ok(image::ensure(&want, progress)?)
 }
 
@@ -151,15 +154,27 @@ pub fn host_memory_mib() -> u64 {
     (info.totalram as u64 * u64::from(info.mem_unit)) >> 20
 }
 
-/// A daemon that dies while the guest boots ends the boot at once: the guest would wait for its files for ever.
-fn end_with(daemon: &Arc<Virtiofsd>, vm: &Arc<dyn Vm>) {
-    let (daemon, vm) = (daemon.clone(), Arc::downgrade(vm));
+/// How long the end of one process may lag behind what it did to the other.
+const SETTLE: Duration = Duration::from_millis(200);
+
+pub(super) fn daemon_died(end: &virtiofsd::End) -> Failure {
+    Failure::new(Stage::Share, format!("virtiofsd {end}: the guest lost its files")).code(Code::Unavailable)
+}
+
+/// A daemon that dies while the guest boots ends the boot at once: the guest would wait for its files for ever. Answers
+/// where that is told; not when it only followed QEMU.
+fn end_with(daemon: &Arc<Virtiofsd>, vm: &Arc<dyn Vm>) -> Arc<OnceLock<Failure>> {
+    let first = Arc::new(OnceLock::new());
+    let (daemon, vm, told) = (daemon.clone(), Arc::downgrade(vm), first.clone());
     crate::thread::start("boot-virtiofsd", move || {
-        daemon.wait();
-        if let Some(vm) = vm.upgrade() {
+        let end = daemon.wait();
+        let Some(vm) = vm.upgrade() else { return };
+        if vm.ended().is_none() {
+            let _ = told.set(daemon_died(&end));
             vm.stop(Duration::ZERO);
         }
     });
+    first
 }
 
 fn boot_failure(vm: &dyn Vm, status: &Status, limit: Duration) -> Failure {
@@ -206,4 +221,23 @@ fn create_in_guest(new: &NewSandbox, agent: &Agent) -> Result<(), Status> {
             ..Default::default()
         },
     )
+}
+
+/// QEMU's user-mode network has no one to configure it but us.
+fn user_network(new: &NewSandbox, agent: &Agent) -> Result<(), Status> {
+    if !new.devices.iter().any(|d| matches!(d, Device::UserNet { .. })) {
+        return Ok(());
+    }
+    const NAME: &str = "eth0";
+    let (address, length) = user_net::ADDRESS;
+    let interface = types::Interface {
+        name: NAME.into(),
+        hw_addr: crate::net::link::show_mac(&user_net::MAC),
+        ip_addresses: vec![types::IpAddress { address: address.into(), mask: length.to_string(), ..Default::default() }],
+        ..Default::default()
+    };
+    let _: types::Interface = agent.ask("UpdateInterface", &wire::UpdateInterfaceRequest { interface: Some(interface) })?;
+    let default = types::Route { gateway: user_net::GATEWAY.into(), device: NAME.into(), ..Default::default() };
+    let _: wire::Routes = agent.ask("UpdateRoutes", &wire::UpdateRoutesRequest { routes: Some(wire::Routes { routes: vec![default] }) })?;
+    Ok(())
 }

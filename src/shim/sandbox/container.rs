@@ -406,6 +406,10 @@ fn watch(sandbox: &Weak<Sandbox>, process: &Process) {
     let agent = strong.agent.clone();
     drop(strong);
     let answer: Result<wire::WaitProcessResponse, _> = agent.call("WaitProcess", &request, None);
+    if let (Err(status), Some(sandbox)) = (&answer, sandbox.upgrade()) {
+        // Whoever is told of the end shall be able to ask why.
+        sandbox.explain(failed("", status.clone()));
+    }
     let status = answer.map(|r| r.status).unwrap_or(LOST);
     process.drain();
     let exit = Exit { status, at: SystemTime::now() };

@@ -236,10 +236,10 @@ impl Sandbox {
         let weak = Arc::downgrade(self);
         crate::thread::start("watch-virtiofsd", move || {
             let end = daemon.wait();
-            if let Some(sandbox) = weak.upgrade() {
-                // It also ends by itself right after QEMU, whose death is then the reason.
-                sandbox.explain(Failure::new(Stage::Share, "").code(Code::Unavailable));
-                sandbox.lost(Failure::new(Stage::Share, format!("virtiofsd {end}: the guest lost its files")));
+            let Some(sandbox) = weak.upgrade() else { return };
+            // It also ends by itself right after QEMU, whose death is then the reason.
+            if sandbox.vm.ended().is_none() {
+                sandbox.lost(boot::daemon_died(&end));
                 sandbox.vm.stop(Duration::ZERO);
             }
         });

@@ -350,6 +350,10 @@ impl Vm for Qemu {
         exit::exit(self.evidence())
     }
 
+    fn ended(&self) -> Option<Exit> {
+        self.process.ended().map(|_| exit::exit(self.evidence()))
+    }
+
     fn stop(&self, grace: Duration) {
         if self.process.ended().is_none() {
             self.stopped.store(true, Ordering::SeqCst);

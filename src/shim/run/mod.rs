@@ -78,7 +78,7 @@ pub fn run(args: Args) -> Result<i32> {
 fn run_job(args: &Args, name: String, job: Job, terminal: bool, signals: File, progress: &Progress) -> Result<i32> {
     let new = new_sandbox(args, &name, &job.spec)?;
     if args.dry_run {
-        println!("{}", super::sandbox::dry_run(&new)?);
+        println!("{}", super::sandbox::dry_run(new)?);
         return Ok(0);
     }
     let sandbox = Sandbox::start(new, progress)?;

@@ -43,7 +43,7 @@ impl Ledger for Record {
     }
 }
 
-pub(super) fn boot(new: &NewSandbox, record: &Record, progress: &Progress) -> Result<Booted> {
+pub(super) fn boot(new: &mut NewSandbox, record: &Record, progress: &Progress) -> Result<Booted> {
     progress.stage("guest image");
     let image = guest_image(new, &|what| progress.tell(what))?;
 
@@ -63,9 +63,8 @@ pub(super) fn boot(new: &NewSandbox, record: &Record, progress: &Progress) -> Re
     let daemon = Arc::new(Virtiofsd::start(&options, &share.source(), listener, record)?);
 
     progress.stage("qemu");
-    let share_device = Device::Share { id: "share".into(), socket, tag: TAG.into() };
-    let mut plan = plan(new, &image, record.dir())?;
-    plan.devices.insert(0, share_device);
+    let user_net = new.devices.iter().any(|d| matches!(d, Device::UserNet { .. }));
+    let plan = plan(new, &image, record.dir(), socket)?;
     let started = Qemu::start(plan, record);
     // A QEMU that cannot reach the daemon is no more than the messenger.
     let vm: Arc<dyn Vm> = Arc::new(started.map_err(|e| daemon.ended_within(SETTLE).map(|end| daemon_died(&end)).unwrap_or(e))?);
@@ -81,7 +80,7 @@ pub(super) fn boot(new: &NewSandbox, record: &Record, progress: &Progress) -> Re
     }
 
     progress.stage("sandbox");
-    let made = seed(&agent).and_then(|()| create_in_guest(new, &agent)).and_then(|()| user_network(new, &agent));
+    let made = seed(&agent).and_then(|()| create_in_guest(new, &agent)).and_then(|()| if user_net { user_network(&agent) } else { Ok(()) });
     if let Err(status) = made {
         let failure = failed("set up the guest", status).stage(Stage::Agent).console(vm.console_tail(super::CONSOLE_LINES));
         vm.stop(Duration::ZERO);
@@ -91,12 +90,11 @@ pub(super) fn boot(new: &NewSandbox, record: &Record, progress: &Progress) -> Re
 }
 
 /// The command that a start would give QEMU, as a line for a shell.
-pub fn dry_run(new: &NewSandbox) -> Result<String> {
-    let image = guest_image(new, &|_| ())?;
+pub fn dry_run(mut new: NewSandbox) -> Result<String> {
+    let image = guest_image(&new, &|_| ())?;
     let dir = super::record::dir_of(&new.id);
-    let mut plan = plan(new, &image, &dir)?;
-    plan.devices.insert(0, Device::Share { id: "share".into(), socket: dir.join("virtiofsd.sock"), tag: TAG.into() });
-    render(&plan)
+    let socket = dir.join("virtiofsd.sock");
+    render(&plan(&mut new, &image, &dir, socket)?)
 }
 
 fn guest_image(new: &NewSandbox, progress: &dyn Fn(&str)) -> Result<GuestImage> {
@@ -105,7 +103,10 @@ fn guest_image(new: &NewSandbox, progress: &dyn Fn(&str)) -> Result<GuestImage> 
     Ok(image::ensure(&want, progress)?)
 }
 
-fn plan(new: &NewSandbox, image: &GuestImage, dir: &std::path::Path) -> Result<Plan> {
+/// Takes the devices out of `new`; the share comes before them.
+fn plan(new: &mut NewSandbox, image: &GuestImage, dir: &std::path::Path, socket: std::path::PathBuf) -> Result<Plan> {
+    let share = Device::Share { id: "share".into(), socket, tag: TAG.into() };
+    let devices = std::iter::once(share).chain(std::mem::take(&mut new.devices)).collect();
     let config = &new.config;
     let forced = match config.accelerator.as_deref() {
         None => None,
@@ -132,7 +133,7 @@ fn plan(new: &NewSandbox, image: &GuestImage, dir: &std::path::Path) -> Result<P
         max: largest(config.default_maxvcpus, config.default_maxmemory, new.size),
         growth: Growth::default(),
         channel: Channel::default(),
-        devices: Vec::new(),
+        devices,
         dir: dir.to_owned(),
         debug: config.enable_debug,
         kernel_params: config.kernel_params.clone(),
@@ -224,10 +225,7 @@ fn create_in_guest(new: &NewSandbox, agent: &Agent) -> Result<(), Status> {
 }
 
 /// QEMU's user-mode network has no one to configure it but us.
-fn user_network(new: &NewSandbox, agent: &Agent) -> Result<(), Status> {
-    if !new.devices.iter().any(|d| matches!(d, Device::UserNet { .. })) {
-        return Ok(());
-    }
+fn user_network(agent: &Agent) -> Result<(), Status> {
     const NAME: &str = "eth0";
     let (address, length) = user_net::ADDRESS;
     let interface = types::Interface {

@@ -112,8 +112,8 @@ impl Sandbox {
         Sandbox::boot(new, record, progress).inspect_err(|_| clean(&dir))
     }
 
-    fn boot(new: NewSandbox, record: Record, progress: &Progress) -> Result<Arc<Sandbox>> {
-        let booted = boot::boot(&new, &record, progress)?;
+    fn boot(mut new: NewSandbox, record: Record, progress: &Progress) -> Result<Arc<Sandbox>> {
+        let booted = boot::boot(&mut new, &record, progress)?;
         let sandbox = Arc::new(Sandbox {
             id: new.id,
             config: new.config,

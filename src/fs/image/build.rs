@@ -1,7 +1,7 @@
 //! Makes one image: the kernel, the initrd, and a manifest that says what they were made of.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Instant;
@@ -14,7 +14,7 @@ use super::modules::{self, Module, Set};
 use super::{ImageError, bzimage, initrd};
 
 /// Changes whenever the same inputs are to give another image.
-pub const FORMAT: u32 = 3;
+pub const FORMAT: u32 = 4;
 
 pub const MANIFEST: &str = "manifest.json";
 pub const VMLINUX: &str = "vmlinux";
@@ -135,8 +135,8 @@ pub fn build(dir: &Path, plan: &Plan, progress: &dyn Fn(&str)) -> Result<Manifes
     progress("guest image: initrd");
     let name = format!("{}-kata-{}.initrd", plan.os, kernel.release);
     let release = format!("kernel={}\nosc={}\n", kernel.release, crate::VERSION);
-    let mut hash = Hash { sha256: Sha256::new(), bytes: 0 };
-    put(&dir.join(&name), |out| initrd::write(&mut Tee(out, &mut hash), &binary.data, &set, &release))?;
+    let initrd = initrd::initrd(&binary.data, &set, &release).map_err(ImageError::io(format!("make {name}")))?;
+    put(&dir.join(&name), &initrd)?;
     let Set { core, demand_modules, builtin, missing, signed, .. } = set;
     let manifest = Manifest {
         format: FORMAT,
@@ -148,8 +148,8 @@ pub fn build(dir: &Path, plan: &Plan, progress: &dyn Fn(&str)) -> Result<Manifes
         binary_sha256: binary.sha256.clone(),
         binaries: vec![binary.identity.clone()],
         initrd: name,
-        initrd_sha256: hex(&hash.sha256.finalize()),
-        initrd_bytes: hash.bytes,
+        initrd_sha256: hex(&Sha256::digest(&initrd)),
+        initrd_bytes: initrd.len() as u64,
         vmlinux_bytes,
         binary_bytes: binary.data.len() as u64,
         core: sizes(&core),
@@ -174,20 +174,19 @@ fn put_vmlinux(path: &Path, plan: &Plan) -> Result<u64, ImageError> {
         let what = format!("{} is the kernel of {other}", plan.kernel.vmlinuz.display());
         return Err(ImageError::Kernel { release: plan.kernel.release.clone(), what });
     }
-    put(path, |out| out.write_all(&vmlinux.elf))?;
+    put(path, &vmlinux.elf)?;
     Ok(vmlinux.elf.len() as u64)
 }
 
 pub fn put_manifest(path: &Path, manifest: &Manifest) -> Result<(), ImageError> {
-    put(path, |out| out.write_all(&serde_json::to_vec_pretty(manifest)?))
+    let text = serde_json::to_vec_pretty(manifest).map_err(|e| ImageError::io(format!("write {}", path.display()))(e.into()))?;
+    put(path, &text)
 }
 
-fn put(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), ImageError> {
-    const BUFFER: usize = 1 << 20;
+fn put(path: &Path, data: &[u8]) -> Result<(), ImageError> {
     let all = || {
-        let mut out = BufWriter::with_capacity(BUFFER, File::create(path)?);
-        write(&mut out)?;
-        let file = out.into_inner().map_err(|e| e.into_error())?;
+        let mut file = File::create(path)?;
+        file.write_all(data)?;
         // A root-only umask must not keep an unprivileged QEMU from its kernel.
         rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(0o644))?;
         file.sync_data()
@@ -201,27 +200,6 @@ fn sizes(modules: &[Module]) -> Vec<Size> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-struct Hash {
-    sha256: Sha256,
-    bytes: u64,
-}
-
-/// Writes to one place and hashes what it wrote.
-struct Tee<'a>(&'a mut dyn Write, &'a mut Hash);
-
-impl Write for Tee<'_> {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let n = self.0.write(buf)?;
-        self.1.sha256.update(&buf[..n]);
-        self.1.bytes += n as u64;
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
 }
 
 #[cfg(test)]

@@ -293,5 +293,4 @@ fn os_id(host: &Path) -> String {
 }
 
 #[cfg(test)]
-#[path = "cache_tests.rs"]
 mod tests;

@@ -1,5 +1,7 @@
 //! The initrd: a newc archive (the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`), the same bytes
 //! for the same contents, whoever builds it, wherever and whenever.
+//!
+//! Packed by LZ4: three fifths of the size, for about 30 ms of a boot under TCG. The other compressions cost more.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -7,6 +9,7 @@ use std::io::{self, Write};
 use cpio::newc::{Builder, trailer};
 
 use super::modules::Set;
+use super::unpack::lz4_frame;
 
 const DIR: u32 = 0o040755;
 const FILE: u32 = 0o100644;
@@ -28,30 +31,18 @@ struct Entry<'a> {
     device: (u32, u32),
 }
 
-/// LZ4's legacy frame, the one that the kernel takes (lib/decompress_unlz4.c): magic, then `u32 length, block`, each block
-/// of 8 MiB of input.
-fn lz4_legacy(out: &mut dyn Write, archive: &[u8]) -> io::Result<()> {
-    const MAGIC: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
-    const BLOCK: usize = 8 << 20;
-    out.write_all(&MAGIC)?;
-    for block in archive.chunks(BLOCK) {
-        let packed = lz4_flex::block::compress(block);
-        out.write_all(&(packed.len() as u32).to_le_bytes())?;
-        out.write_all(&packed)?;
-    }
-    out.flush()
+/// The initrd's bytes: `init` is the binary, `release` the text of /etc/osc-release.
+pub fn initrd(init: &[u8], set: &Set, release: &str) -> io::Result<Vec<u8>> {
+    let mut raw = Vec::new();
+    archive(&mut raw, init, set, release)?;
+    Ok(lz4_frame(&raw))
 }
 
-/// Writes the initrd, compressed: `init` is the binary, `release` the text of /etc/osc-release.
-pub fn write(out: &mut dyn Write, init: &[u8], set: &Set, release: &str) -> io::Result<()> {
-    lz4_legacy(out, &archive(init, set, release)?)
-}
-
-fn archive(init: &[u8], set: &Set, release: &str) -> io::Result<Vec<u8>> {
+fn archive(out: &mut dyn Write, init: &[u8], set: &Set, release: &str) -> io::Result<()> {
     let mut entries = entries(init, set, release);
     // By name: every directory comes before what is in it.
     entries.sort_by(|a, b| a.name.cmp(&b.name));
-    let mut out = Vec::new();
+    let mut out = out;
     for (i, e) in entries.iter().enumerate() {
         let links = if e.mode == DIR { 2 } else { 1 };
         let size = u32::try_from(e.data.len()).map_err(|_| io::Error::other(format!("{} is larger than an initrd can hold", e.name)))?;
@@ -61,7 +52,7 @@ fn archive(init: &[u8], set: &Set, release: &str) -> io::Result<Vec<u8>> {
         writer.write_all(&e.data)?;
         out = writer.finish()?;
     }
-    trailer(out)
+    trailer(out)?.flush()
 }
 
 fn entries<'a>(init: &'a [u8], set: &'a Set, release: &'a str) -> Vec<Entry<'a>> {
@@ -90,6 +81,7 @@ fn entry<'a>(name: &str, mode: u32, data: impl Into<Cow<'a, [u8]>>) -> Entry<'a>
 mod tests {
     use super::*;
     use crate::fs::image::modules::Module;
+    use crate::fs::image::unpack::Packing;
 
     fn set() -> Set {
         Set {
@@ -100,9 +92,10 @@ mod tests {
         }
     }
 
-    fn read(archive: &[u8]) -> Vec<(String, u32, Vec<u8>)> {
+    fn read(initrd: &[u8]) -> Vec<(String, u32, Vec<u8>)> {
+        let archive = Packing::Lz4.unpack(initrd, 1 << 30).unwrap();
         let mut found = Vec::new();
-        let mut rest = archive;
+        let mut rest = &archive[..];
         loop {
             let mut reader = cpio::newc::Reader::new(rest).unwrap();
             if reader.entry().is_trailer() {
@@ -118,19 +111,8 @@ mod tests {
     }
 
     #[test]
-    fn the_frame_is_the_kernels() {
-        let mut out = Vec::new();
-        write(&mut out, b"binary", &set(), "").unwrap();
-        assert_eq!(out[..4], [0x02, 0x21, 0x4c, 0x18]);
-        let length = u32::from_le_bytes(out[4..8].try_into().unwrap()) as usize;
-        assert_eq!(out.len(), 8 + length);
-        let plain = lz4_flex::block::decompress(&out[8..], 8 << 20).unwrap();
-        assert_eq!(plain, archive(b"binary", &set(), "").unwrap());
-    }
-
-    #[test]
     fn the_layout_is_what_the_agent_reads() {
-        let entries = read(&archive(b"binary", &set(), "kernel=1.0\n").unwrap());
+        let entries = read(&initrd(b"binary", &set(), "kernel=1.0\n").unwrap());
         let get = |name: &str| entries.iter().find(|e| e.0 == name).unwrap_or_else(|| panic!("no {name}"));
         assert_eq!((get("init").1, get("init").2.as_slice()), (LINK, &b"sbin/init"[..]));
         assert_eq!((get("sbin/init").1, get("sbin/init").2.as_slice()), (PROGRAM, &b"binary"[..]));
@@ -139,5 +121,13 @@ mod tests {
         assert_eq!(lz4_flex::block::decompress_size_prepended(&get("lib/modules/loop.ko.lz4").2).unwrap(), vec![1; 1000]);
         let position = |name: &str| entries.iter().position(|e| e.0 == name).unwrap();
         assert!(position("lib") < position("lib/modules") && position("lib/modules") < position("lib/modules/core"));
+    }
+
+    #[test]
+    fn a_large_one_is_made_on_a_thread_of_ours() {
+        const LARGE: usize = 10 << 20;
+        let made = crate::thread::start("initrd", || initrd(&vec![7; LARGE], &set(), "kernel=1.0\n").unwrap());
+        let entries = read(&made.join().unwrap());
+        assert!(entries.iter().any(|e| e.0 == "sbin/init" && e.2.len() == LARGE));
     }
 }

@@ -57,6 +57,17 @@ fn all(reader: impl Read, limit: u64) -> Result<Vec<u8>, String> {
     if out.len() as u64 > limit { Err(format!("it unpacks to more than {limit} bytes")) } else { Ok(out) }
 }
 
+/// Packs into LZ4's legacy frame, the one LZ4 format that a kernel takes an initrd in.
+pub fn lz4_frame(data: &[u8]) -> Vec<u8> {
+    let mut frame = TABLE[3].0.to_vec();
+    for chunk in data.chunks(LZ4_BLOCK) {
+        let block = lz4_flex::block::compress(chunk);
+        frame.extend((block.len() as u32).to_le_bytes());
+        frame.extend(block);
+    }
+    frame
+}
+
 /// Magic, then `u32 length, block` over and over.
 fn lz4_legacy(data: &[u8], limit: u64) -> Result<Vec<u8>, String> {
     let mut rest = data.get(4..).unwrap_or_default();
@@ -94,15 +105,7 @@ pub mod tests {
                 w.finish().unwrap()
             }
             Packing::Zstd => ruzstd::encoding::compress_to_vec(data, ruzstd::encoding::CompressionLevel::Fastest),
-            Packing::Lz4 => {
-                let mut frame = TABLE[3].0.to_vec();
-                for chunk in data.chunks(LZ4_BLOCK) {
-                    let block = lz4_flex::block::compress(chunk);
-                    frame.extend((block.len() as u32).to_le_bytes());
-                    frame.extend(block);
-                }
-                frame
-            }
+            Packing::Lz4 => lz4_frame(data),
         }
     }
 

@@ -42,7 +42,7 @@ use super::Stream;
 use super::frame::write_all;
 use super::stream::PORT_WRITE;
 
-pub use stream::MuxStream;
+pub use stream::{Carrier, MuxStream};
 
 /// Bytes in flight of one direction of one stream.
 pub const WINDOW: usize = 512 * 1024;
@@ -220,12 +220,22 @@ impl Core {
 
     /// Writes one whole frame when it is its turn, unless `still` says then that it must not be sent any more.
     fn write(&self, short: bool, pieces: &mut [IoSlice<'_>], still: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        self.write_by(short, still, |channel| write_all(&mut &*channel, pieces))
+    }
+
+    /// The same for a frame that `send` puts on the channel.
+    fn write_by(
+        &self,
+        short: bool,
+        still: impl FnOnce() -> io::Result<()>,
+        send: impl FnOnce(&Stream) -> io::Result<()>,
+    ) -> io::Result<()> {
         let _turn = self.gate.enter(short);
         if let Some(why) = &self.table().ended {
             return Err(gone(why));
         }
         still()?;
-        write_all(&mut &self.channel, pieces).inspect_err(|e| {
+        send(&self.channel).inspect_err(|e| {
             // Half a frame may be out: nobody may write after it.
             self.end(&e.to_string());
         })

@@ -1,11 +1,15 @@
 //! One stream: what has arrived and not been read, what may be sent, and how it ends.
 
+mod splice;
+
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use super::{Core, HEADER, SHORT, WINDOW, gone, header, kind};
+
+pub use splice::Carrier;
 
 /// More credit than any window: the peer has lost count.
 const MOST_CREDIT: usize = 1 << 30;
@@ -224,6 +228,20 @@ impl MuxStream {
         Ok(n)
     }
 
+    /// Waits for credit and takes at most `wanted` bytes of it.
+    fn take_credit(&self, wanted: usize) -> io::Result<usize> {
+        let shared = &self.handle.shared;
+        let mut state = shared.lock();
+        while state.credit == 0 {
+            state.may_write()?;
+            state = shared.writable.wait(state).unwrap_or_else(|p| p.into_inner());
+        }
+        state.may_write()?;
+        let granted = state.credit.min(wanted);
+        state.credit -= granted;
+        Ok(granted)
+    }
+
     /// Sends one frame's worth of `pieces`, as much as there is credit for, and says how much that was.
     pub(in crate::rpc) fn send(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
         let (shared, core) = (&self.handle.shared, &self.handle.core);
@@ -231,17 +249,7 @@ impl MuxStream {
         if wanted == 0 {
             return Ok(0);
         }
-        let granted = {
-            let mut state = shared.lock();
-            while state.credit == 0 {
-                state.may_write()?;
-                state = shared.writable.wait(state).unwrap_or_else(|p| p.into_inner());
-            }
-            state.may_write()?;
-            let granted = state.credit.min(wanted);
-            state.credit -= granted;
-            granted
-        };
+        let granted = self.take_credit(wanted)?;
         let head: [u8; HEADER] = header(shared.id, kind::DATA, granted as u32);
         let mut frame = [IoSlice::new(&head); PIECES + 1];
         let mut left = granted;

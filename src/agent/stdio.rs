@@ -9,12 +9,14 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::sync::{Arc, Mutex};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 
 use super::streams::Streams;
+use crate::rpc::mux::{Carrier, MuxStream};
 use crate::rpc::wire::agent::{EOF_TEXT, NO_STREAM};
 use crate::rpc::{Code, Status, Stream};
 
@@ -300,6 +302,16 @@ fn feed(mut stream: Stream, to: &File, terminal: bool) {
 
 /// Stdout or stderr to stream.
 fn drain(from: &File, mut stream: Stream) {
+    if let Stream::Mux(mux) = &stream {
+        if mux.can_splice() && is_pipe(from) {
+            let how = match move_pages(from, mux) {
+                Ok(()) => Shutdown::Write,
+                Err(_) => Shutdown::Both,
+            };
+            let _ = stream.shutdown(how);
+            return;
+        }
+    }
     let mut from: &File = from;
     let mut block = vec![0; BLOCK];
     loop {
@@ -317,6 +329,17 @@ fn drain(from: &File, mut stream: Stream) {
         }
     }
     let _ = stream.shutdown(Shutdown::Write);
+}
+
+/// The same without a copy.
+fn move_pages(from: &File, stream: &MuxStream) -> io::Result<()> {
+    let carrier = Carrier::new()?;
+    while stream.splice(from, &carrier)? > 0 {}
+    Ok(())
+}
+
+fn is_pipe(file: &File) -> bool {
+    file.metadata().is_ok_and(|m| m.file_type().is_fifo())
 }
 
 /// A terminal has no end of file of its own: in line mode its user types the EOF character, twice after an unfinished line.

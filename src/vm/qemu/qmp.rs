@@ -335,12 +335,13 @@ mod tests {
         use std::os::fd::{AsFd, FromRawFd, OwnedFd};
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let qemu = crate::thread::start("qemu", move || {
-            writeln!(theirs, "{GREETING}\n{}", json!({"return": {}, "id": 0})).unwrap();
-            // The connection's negotiation comes first and must not be read together with the descriptor.
-            let mut first = [0; 1];
-            while first != *b"\n" {
-                theirs.read_exact(&mut first).unwrap();
+            writeln!(theirs, "{GREETING}").unwrap();
+            // The negotiation, byte by byte: nothing of the message with the descriptor must be read along.
+            let mut byte = [0; 1];
+            while byte != *b"\n" {
+                theirs.read_exact(&mut byte).unwrap();
             }
+            writeln!(theirs, "{}", json!({"return": {}, "id": 0})).unwrap();
             let (mut buf, mut space) = ([0; 256], nix::cmsg_space!([i32; 1]));
             let mut iov = [IoSliceMut::new(&mut buf)];
             let message = recvmsg::<()>(theirs.as_raw_fd(), &mut iov, Some(&mut space), MsgFlags::empty()).unwrap();

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::error::{At, Failure, Result, Stage};
-use crate::shim::{ctl, image, run};
+use crate::shim::{check, ctl, image, report, run};
 
 /// Every pod in a virtual machine of its own.
 #[derive(Parser)]
@@ -32,6 +32,10 @@ enum Command {
     Stop(ctl::Stop),
     /// Clear what a crash left
     Reap(ctl::Reap),
+    /// Tell what this host has and lacks for running VMs
+    Check(check::Check),
+    /// Pack what a bug report needs into one file, without secrets
+    Report(report::Report),
     /// Guest images: build, list, show
     #[command(subcommand)]
     Image(image::Image),
@@ -78,6 +82,8 @@ fn act(command: Command) -> Result<i32> {
         Command::Logs(c) => done(c.run()),
         Command::Stop(c) => done(c.run()),
         Command::Reap(c) => done(c.run()),
+        Command::Check(c) => c.run(),
+        Command::Report(c) => done(c.run()),
         Command::Image(c) => done(c.run()),
         Command::Completions { shell } => {
             let mut text = Vec::new();

@@ -1,9 +1,11 @@
 //! Faces of a pod: the Task API, `osc run`, and the commands that look at sandboxes. Each only translates to [`sandbox`].
 
+pub mod check;
 pub mod ctl;
 pub mod fifo;
 pub mod image;
 pub mod progress;
+pub mod report;
 pub mod run;
 pub mod sandbox;
 pub mod task;

@@ -222,8 +222,7 @@ fn stdout(osc: &Path) -> f64 {
 /// stdin of a command, MB/s.
 fn stdin(osc: &Path) -> f64 {
     let script = "echo; cat >/dev/null; echo";
-    let mut child =
-        Command::new(osc).args(["run", "--", "sh", "-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = Command::new(osc).args(["run", "--", "sh", "-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let (mut to, mut from) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
     let mut line = [0];
     from.read_exact(&mut line).unwrap();
@@ -298,7 +297,14 @@ fn footprint(osc: &Path) -> Vec<Row> {
     child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
     child.wait().unwrap();
     let agent = text.split_ascii_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(f64::NAN);
-    rows.push(Row { name: "RSS of the agent, one idle container", value: agent, unit: "KiB", quartiles: None, baseline: None, goal: "<= 4096" });
+    rows.push(Row {
+        name: "RSS of the agent, one idle container",
+        value: agent,
+        unit: "KiB",
+        quartiles: None,
+        baseline: None,
+        goal: "<= 4096",
+    });
     rows
 }
 

@@ -32,8 +32,10 @@ pub struct Config {
     pub accelerator: Option<String>,
     /// Release of the guest kernel; else the host's own.
     pub kernel_release: Option<String>,
-    /// Where the guest image is; else the cache, in which it is built when it is missing or stale.
-    pub image_dir: Option<PathBuf>,
+    /// `kernel`: an uncompressed guest kernel; else that of the image.
+    pub kernel: Option<PathBuf>,
+    /// `initrd`; else that of the image, which is built when it is missing or stale.
+    pub initrd: Option<PathBuf>,
     /// From QEMU's start to the agent's first answer. Under TCG a loaded host is slow.
     pub boot_timeout: Duration,
     /// `create_container_timeout`.
@@ -56,7 +58,8 @@ impl Default for Config {
             enable_debug: false,
             accelerator: None,
             kernel_release: None,
-            image_dir: None,
+            kernel: None,
+            initrd: None,
             boot_timeout: Duration::from_secs(60),
             create_container_timeout: Duration::from_secs(60),
         }

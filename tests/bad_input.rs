@@ -45,10 +45,11 @@ fn programs_and_kernels_that_are_not_there() {
     if !can_run_vms("missing programs") {
         return;
     }
-    refused("QEMU", &["--qemu", "/no/such/qemu", "--", "true"], 125, &["/no/such/qemu", "install"]);
+    refused("QEMU", &["--qemu", "/no/such/qemu", "--", "true"], 125, &["/no/such/qemu", "QEMU"]);
     refused("virtiofsd", &["--virtiofsd", "/no/such/fsd", "--", "true"], 125, &["/no/such/fsd", "install"]);
     refused("a wrong virtiofsd", &["--virtiofsd", "/bin/true", "--", "true"], 125, &["/bin/true", "does not look like"]);
     refused("a wrong QEMU", &["--qemu", "/bin/false", "--", "true"], 125, &["/bin/false", "status 1"]);
+    refused("no initrd", &["--initrd", "/no/such/initrd", "--", "true"], 125, &["/no/such/initrd"]);
     refused("kernel", &["--kernel-release", "9.9.9-none", "--", "true"], 125, &["9.9.9-none", "--kernel-release"]);
 }
 
@@ -147,14 +148,11 @@ fn a_damaged_initrd_is_told_with_the_consoles_last_lines() {
     if !can_run_vms("damaged initrd") {
         return;
     }
-    // A cache of its own, so that nobody else's image is damaged.
     let dir = tempfile::tempdir().unwrap();
-    let out = run(["image", "build", "--output", &dir.path().to_string_lossy()]);
-    assert_eq!(out.status, 0, "{}", out.stderr);
-    let initrd = fs::read_dir(dir.path()).unwrap().flatten().find(|e| e.file_name().to_string_lossy().ends_with(".initrd")).unwrap().path();
+    let initrd = dir.path().join("initrd");
     fs::write(&initrd, b"no archive at all").unwrap();
     let name = name("initrd");
-    let out = run(["run", "--name", &name, "--image-dir", &dir.path().to_string_lossy(), "--", "true"]);
+    let out = run(["run", "--name", &name, "--initrd", &initrd.to_string_lossy(), "--", "true"]);
     assert_eq!(out.status, 125, "{}", out.stderr);
     assert!(out.stderr.contains("did not come up") && out.stderr.contains("last words"), "{}", out.stderr);
     assert!(out.stderr.contains("VFS") || out.stderr.contains("init"), "{}", out.stderr);

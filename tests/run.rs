@@ -69,7 +69,7 @@ fn a_root_file_system_user_environment_volumes_and_limits() {
     ]);
     let text = out.stdout;
     for part in [
-        "uid=1000(app) gid=1000(app) groups=1000(app),29(audio)",
+        "uid=1000(app) gid=1000(app) groups=29(audio),1000(app)",
         "b /home/app",
         "/tmp\n",
         "from the host",

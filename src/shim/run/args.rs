@@ -77,9 +77,12 @@ pub struct Args {
     /// Release of the guest kernel (default: this host's own)
     #[arg(long, value_name = "R")]
     pub kernel_release: Option<String>,
-    /// Guest image in this directory (osc image build --output DIR), built there if it is missing
-    #[arg(long, value_name = "DIR")]
-    pub image_dir: Option<PathBuf>,
+    /// Uncompressed guest kernel to boot (default: that of the guest image)
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Initrd to boot (default: that of the guest image)
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
     /// QEMU to use
     #[arg(long, value_name = "PATH")]
     pub qemu: Option<PathBuf>,

@@ -168,7 +168,8 @@ fn start_and_wait(
 fn new_sandbox(args: &Args, name: &str, spec: &Spec) -> Result<NewSandbox> {
     let mut config = Config {
         kernel_release: args.kernel_release.clone(),
-        image_dir: args.image_dir.clone(),
+        kernel: args.kernel.clone(),
+        initrd: args.initrd.clone(),
         enable_debug: args.debug,
         ..Config::default()
     };

@@ -98,9 +98,19 @@ pub fn dry_run(mut new: NewSandbox) -> Result<String> {
 }
 
 fn guest_image(new: &NewSandbox, progress: &dyn Fn(&str)) -> Result<GuestImage> {
-    let want =
-        image::Want { kernel_release: new.config.kernel_release.clone(), output: new.config.image_dir.clone(), ..Default::default() };
-    Ok(image::ensure(&want, progress)?)
+    let config = &new.config;
+    for file in config.kernel.iter().chain(&config.initrd) {
+        std::fs::metadata(file).at(Stage::Image, || format!("guest image {}", file.display()))?;
+    }
+    let want = image::Want { kernel_release: config.kernel_release.clone(), ..Default::default() };
+    let mut image = image::ensure(&want, progress)?;
+    if let Some(kernel) = &config.kernel {
+        image.kernel = kernel.clone();
+    }
+    if let Some(initrd) = &config.initrd {
+        image.initrd = initrd.clone();
+    }
+    Ok(image)
 }
 
 /// Takes the devices out of `new`; the share comes before them.

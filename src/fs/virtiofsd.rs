@@ -4,11 +4,15 @@
 //! are given in the Rust daemon's (and so Kata's) form and translated. Its death is final for the guest: processes that
 //! touch the share hang for ever, so whoever holds a [`Virtiofsd`] waits for it and ends the sandbox.
 
+mod options;
+
 use std::fmt;
 use std::io::Read;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use rustix::fs::{Access, access};
 
 use crate::error::{At, Failure, Result, Stage};
 use crate::process::{self, Ended, Ledger, Session, Spawn};
@@ -35,26 +39,25 @@ pub enum Kind {
     Rust,
 }
 
-/// Where it may be, the Rust one first.
-const PLACES: [&str; 6] = [
-    "/usr/libexec/virtiofsd",
-    "/usr/local/bin/virtiofsd",
-    "/usr/bin/virtiofsd",
-    "/usr/lib/virtiofsd",
-    "/opt/kata/libexec/virtiofsd",
-    "/usr/lib/qemu/virtiofsd",
-];
+/// Its name along PATH.
+const NAME: &str = "virtiofsd";
+
+/// Where distributions put it that is not on PATH: the Rust one first. The last is QEMU's own.
+const PLACES: [&str; 4] = ["/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/opt/kata/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd"];
 
 /// The number of the listening socket in the daemon.
 const LISTENER: i32 = 3;
 
-/// How long it may take to say what it is.
-const PROBE: Duration = Duration::from_secs(5);
+/// How long it may take to say what it is, and how much it may say (pipe(7): what a pipe holds).
+const PROBE: Duration = Duration::from_secs(10);
+const PIPE: usize = 64 * 1024;
 
 /// A running daemon.
 #[derive(Debug)]
 pub struct Virtiofsd {
     process: Watched,
+    /// The argument by which its processes are found.
+    marker: String,
 }
 
 /// How a daemon ended, for a reader.
@@ -80,13 +83,31 @@ impl Virtiofsd {
     /// before the daemon is ready waits in the listener's backlog.
     pub fn start(options: &Options, source: &Path, listener: UnixListener, ledger: &dyn Ledger) -> Result<Virtiofsd> {
         let program = find(options.program.as_deref())?;
-        let kind = kind(&program)?;
+        let help = help(&program)?;
+        let kind = judge(&program, &help)?;
         let shared = shared_dir(kind, source);
-        let args = arguments(kind, &shared, options)?;
+        let mut args = vec![format!("--fd={LISTENER}")];
+        if kind == Kind::C {
+            args.push("-o".into());
+        }
+        args.push(shared.clone());
+        args.extend(options::arguments(kind, options, &help).map_err(|what| {
+            let cause = format!("virtiofsd {}: {what}", program.display());
+            Failure::new(Stage::Share, cause).code(Code::InvalidArgument).way_out("see virtio_fs_cache and virtio_fs_extra_args")
+        })?);
         let spawn = Spawn::new(&program).args(args).session(Session::New).death_signal(libc::SIGKILL).fd(listener, LISTENER);
         // Both of its processes have the source among their arguments, and no other daemon has this one.
         let process = Watched::start("virtiofsd", &shared, spawn, ledger, None).at(Stage::Share, || program.display().to_string())?;
-        Ok(Virtiofsd { process })
+        Ok(Virtiofsd { process, marker: shared })
+    }
+
+    /// Tells the ledger of the worker, which is forked when QEMU connects and outlives a killed parent.
+    pub fn record_worker(&self, ledger: &dyn Ledger) -> Result<()> {
+        let worker = self.pids().into_iter().nth(1).and_then(|pid| Some((pid, process::start_time(pid)?)));
+        match worker {
+            Some((pid, start)) => ledger.spawned("virtiofsd worker", &self.marker, pid, start).at(Stage::Share, || "record of virtiofsd"),
+            None => Ok(()),
+        }
     }
 
     /// Blocks until it is gone. Any number of callers.
@@ -127,126 +148,70 @@ fn shared_dir(kind: Kind, source: &Path) -> String {
     }
 }
 
-/// The daemon: `configured` alone if given, else the first of the known places.
+/// The daemon: `configured` alone if given, else along PATH, else the first of the known places.
 pub fn find(configured: Option<&Path>) -> Result<PathBuf> {
     let missing = |cause: String| {
         Failure::new(Stage::Share, cause)
             .code(Code::FailedPrecondition)
-            .way_out("install virtiofsd (Debian 12: it is in qemu-system-common), or set virtio_fs_daemon")
+            .way_out("install virtiofsd (Debian 12: it is in qemu-system-common), or set `virtio_fs_daemon`")
     };
-    match configured {
-        Some(path) if path.is_file() => Ok(path.to_owned()),
-        Some(path) => Err(missing(format!("no virtiofsd at {}", path.display()))),
-        None => {
-            PLACES.iter().map(PathBuf::from).find(|p| p.is_file()).ok_or_else(|| missing(format!("no virtiofsd in {}", PLACES.join(", "))))
-        }
+    if let Some(path) = configured {
+        return match access(path, Access::EXEC_OK) {
+            Ok(()) => Ok(path.to_owned()),
+            Err(e) => Err(missing(format!("virtiofsd as configured, {}: {e}", path.display()))),
+        };
     }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let along_path = std::env::split_paths(&path).map(|dir| dir.join(NAME));
+    let mut all = along_path.chain(PLACES.iter().map(PathBuf::from));
+    all.find(|p| p.is_file() && access(p, Access::EXEC_OK).is_ok())
+        .ok_or_else(|| missing(format!("no virtiofsd along PATH or in {}", PLACES.join(", "))))
 }
 
-/// Asks the daemon itself, by the one option that only one of them has.
+/// Which of the two it is.
 pub fn kind(program: &Path) -> Result<Kind> {
-    let text = help(program).at(Stage::Share, || program.display().to_string())?;
-    if text.contains("--shared-dir") {
+    judge(program, &help(program)?)
+}
+
+/// By the one option that only one of them has.
+fn judge(program: &Path, help: &str) -> Result<Kind> {
+    if help.contains("--shared-dir") {
         return Ok(Kind::Rust);
     }
-    if text.contains("-o source=") || text.contains("--socket-path") {
+    if help.contains("-o source=") {
         return Ok(Kind::C);
     }
-    Err(Failure::new(Stage::Share, format!("{} does not look like a virtiofsd", program.display())).code(Code::FailedPrecondition))
+    let said = crate::watch::last_lines(help.as_bytes(), 1).pop().map(|l| format!(": it says {l:?}")).unwrap_or_default();
+    Err(Failure::new(Stage::Share, format!("{} is no virtiofsd{said}", program.display())).code(Code::FailedPrecondition))
 }
 
-fn help(program: &Path) -> std::io::Result<String> {
-    let (mut out, theirs) = process::pipe()?;
-    let err = theirs.try_clone()?;
-    let child = Spawn::new(program).arg("--help").fd(theirs, 1).fd(err, 2).start()?;
-    let mut text = String::new();
-    let read = out.read_to_string(&mut text);
-    if child.wait_within(Some(PROBE))?.is_none() {
+/// What it says of its options: a few milliseconds.
+fn help(program: &Path) -> Result<String> {
+    let what = || format!("{} --help", program.display());
+    let (mut out, theirs) = process::pipe().at(Stage::Share, what)?;
+    let err = theirs.try_clone().at(Stage::Share, what)?;
+    let child = Spawn::new(program).arg("--help").fd(theirs, 1).fd(err, 2).start().at(Stage::Share, what)?;
+    // Something else than a virtiofsd may run for ever with its output open: its end comes first, its words then. They fit
+    // in the pipe.
+    if child.wait_within(Some(PROBE)).at(Stage::Share, what)?.is_none() {
         child.signal(libc::SIGKILL);
-        child.wait()?;
+        let _ = child.wait();
+        return Err(Failure::new(Stage::Share, format!("{} does not end", what())).code(Code::FailedPrecondition));
     }
-    read.map(|_| text)
-}
-
-/// The command line for this kind of daemon.
-///
-/// Cache: with the Rust daemon `metadata` is as fast as `auto` on small files and nine times as fast on streams, since
-/// pages are not copied twice; the C one has no such mode, and `auto` keeps shared mmap working.
-fn arguments(kind: Kind, shared: &str, options: &Options) -> Result<Vec<String>> {
-    let cache = options.cache.as_deref().unwrap_or(match kind {
-        Kind::C => "auto",
-        Kind::Rust => "metadata",
-    });
-    let refuse =
-        |what: String| Failure::new(Stage::Share, what).code(Code::InvalidArgument).way_out("see virtio_fs_cache and virtio_fs_extra_args");
-    let mut args = vec![format!("--fd={LISTENER}")];
-    match kind {
-        Kind::C => {
-            let cache = match cache {
-                "never" | "none" => "none",
-                "auto" | "always" => cache,
-                other => return Err(refuse(format!("the C virtiofsd has no cache mode {other:?}"))),
-            };
-            args.extend(["-o", shared, "-o", &format!("cache={cache},xattr,announce_submounts")].map(str::to_owned));
-        }
-        Kind::Rust => {
-            let cache = if cache == "none" { "never" } else { cache };
-            args.extend([shared, &format!("--cache={cache}"), "--xattr", "--announce-submounts"].map(str::to_owned));
-        }
-    }
-    for arg in &options.extra_args {
-        args.extend(translate(kind, arg).map_err(refuse)?);
-    }
-    Ok(args)
-}
-
-/// One extra argument in this daemon's form.
-fn translate(kind: Kind, arg: &str) -> Result<Option<String>, String> {
-    let name = arg.split('=').next().unwrap_or(arg);
-    match (name, kind) {
-        // Said already, or ours to say.
-        ("--announce-submounts" | "--xattr", _) => Ok(None),
-        ("--shared-dir" | "--fd" | "--socket-path" | "-o", _) => Err(format!("{arg}: osc sets this itself")),
-        // Crashes QEMU 7.1 to 8.0.
-        ("--tag", _) => Err(format!("{arg}: the guest's tag is QEMU's to set")),
-        ("--thread-pool-size", _) | (_, Kind::Rust) => Ok(Some(arg.to_owned())),
-        (_, Kind::C) => Err(format!("{arg}: the C virtiofsd has no such option")),
-    }
+    let mut text = vec![0; PIPE];
+    let n = out.read(&mut text).at(Stage::Share, what)?;
+    text.truncate(n);
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn args(kind: Kind, cache: Option<&str>, extra: &[&str]) -> Result<String, String> {
-        let options = Options { program: None, cache: cache.map(str::to_owned), extra_args: extra.iter().map(|s| s.to_string()).collect() };
-        arguments(kind, &shared_dir(kind, Path::new("/s")), &options).map(|a| a.join(" ")).map_err(|e| e.cause)
-    }
-
-    #[test]
-    fn each_daemon_in_its_own_words() {
-        let kata = ["--thread-pool-size=1", "--announce-submounts"];
-        assert_eq!(
-            args(Kind::Rust, None, &kata).unwrap(),
-            "--fd=3 --shared-dir=/s --cache=metadata --xattr --announce-submounts --thread-pool-size=1"
-        );
-        assert_eq!(args(Kind::C, None, &kata).unwrap(), "--fd=3 -o source=/s -o cache=auto,xattr,announce_submounts --thread-pool-size=1");
-        assert!(args(Kind::C, Some("never"), &[]).unwrap().contains("cache=none"));
-        assert!(args(Kind::Rust, Some("none"), &[]).unwrap().contains("--cache=never"));
-    }
-
-    #[test]
-    fn what_cannot_be_is_refused_by_its_name() {
-        assert!(args(Kind::C, Some("metadata"), &[]).unwrap_err().contains("metadata"));
-        assert!(args(Kind::C, None, &["--writeback"]).unwrap_err().contains("--writeback"));
-        assert!(args(Kind::Rust, None, &["--tag=x"]).unwrap_err().contains("--tag"));
-        assert!(args(Kind::Rust, None, &["--shared-dir=/"]).unwrap_err().contains("osc sets this"));
-    }
-
     #[test]
     fn a_missing_daemon_is_named() {
         let e = find(Some(Path::new("/no/such/virtiofsd"))).unwrap_err();
         assert!(e.cause.contains("/no/such/virtiofsd") && !e.way_out.is_empty());
-        assert!(kind(Path::new("/bin/true")).unwrap_err().cause.contains("does not look like"));
+        assert!(kind(Path::new("/bin/true")).unwrap_err().cause.contains("/bin/true is no virtiofsd"));
     }
 }

@@ -1,5 +1,7 @@
 //! `vm::qemu` and `fs::virtiofsd` against real processes and a real guest.
 
+mod common;
+
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -7,16 +9,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
+use common::{LIMIT, can_run_vms};
 use osc::error::Stage;
 use osc::fs::virtiofsd::{Options, Virtiofsd};
 use osc::process::start_time;
 use osc::rpc::Client;
 use osc::rpc::wire::{agent as wire, google::Empty};
-use osc::vm::qemu::{Accel, Channel, Growth, Plan, Qemu, find};
+use osc::vm::qemu::{Accel, Channel, Growth, Plan, Qemu};
 use osc::vm::{Device, Size, Vm, port};
-
-/// What anything here may take at most: a loaded host under TCG is slow.
-const LIMIT: Duration = Duration::from_secs(120);
 
 const SMALL: Size = Size { vcpus: 1, mib: 256 };
 const LARGE: Size = Size { vcpus: 4, mib: 2048 };
@@ -26,27 +26,18 @@ static ONE: Mutex<()> = Mutex::new(());
 
 /// The image directory, or says aloud what is missing.
 fn image(test: &str) -> Option<(&'static Path, MutexGuard<'static, ()>)> {
-    static IMAGE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    static IMAGE: OnceLock<PathBuf> = OnceLock::new();
+    if !can_run_vms(test) {
+        return None;
+    }
     let turn = ONE.lock().unwrap_or_else(|p| p.into_inner());
     let image = IMAGE.get_or_init(|| {
-        if !rustix::process::geteuid().is_root() {
-            return Err("root".into());
-        }
-        find(None).map_err(|e| format!("QEMU: {e}"))?;
-        osc::fs::image::find(None).map_err(|e| format!("a guest kernel: {e}"))?;
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("image");
-        let osc = std::env::var_os("OSC_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_osc").into());
-        let built = std::process::Command::new(osc).args(["image", "build", "--output"]).arg(&dir).output().unwrap();
-        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-        Ok(dir)
+        let built = common::run(["image".as_ref(), "build".as_ref(), "--output".as_ref(), dir.as_os_str()]);
+        assert_eq!(built.status, 0, "{}", built.stderr);
+        dir
     });
-    match image {
-        Ok(dir) => Some((dir, turn)),
-        Err(why) => {
-            println!("SKIP {test}: needs {why}");
-            None
-        }
-    }
+    Some((image, turn))
 }
 
 fn plan(image: &Path, dir: &Path) -> Plan {
@@ -66,6 +57,12 @@ fn plan(image: &Path, dir: &Path) -> Plan {
         debug: false,
         kernel_params: vec![],
     }
+}
+
+/// The daemons of this host.
+fn daemons() -> impl Iterator<Item = &'static Path> {
+    let places = ["/usr/lib/qemu/virtiofsd", "/usr/local/bin/virtiofsd", "/usr/libexec/virtiofsd"];
+    places.into_iter().map(Path::new).filter(|p| p.exists())
 }
 
 /// A VM whose agent has answered.
@@ -137,11 +134,7 @@ fn check(client: &Client) -> Result<(), String> {
 }
 
 fn until(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + LIMIT;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what}: not within {} s", LIMIT.as_secs());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    common::until(what, || condition().then_some(()));
 }
 
 /// A tap in a network namespace that ends with its descriptor: nothing of it is left.
@@ -321,8 +314,7 @@ fn what_cannot_boot_says_why() {
 #[test]
 fn a_share_of_each_daemon() {
     let Some((image, _turn)) = image("share") else { return };
-    let daemons = ["/usr/lib/qemu/virtiofsd", "/usr/local/bin/virtiofsd", "/usr/libexec/virtiofsd"].map(Path::new);
-    for program in daemons.into_iter().filter(|p| p.exists()) {
+    for program in daemons() {
         let dir = tempfile::tempdir().unwrap();
         let source = dir.path().join("source");
         fs::create_dir(&source).unwrap();
@@ -366,7 +358,7 @@ fn a_share_of_each_daemon() {
 fn a_killed_daemon_is_told_and_leaves_nobody() {
     let Some((_, _turn)) = image("daemon") else { return };
     let dir = tempfile::tempdir().unwrap();
-    for program in ["/usr/lib/qemu/virtiofsd", "/usr/local/bin/virtiofsd"].map(Path::new).into_iter().filter(|p| p.exists()) {
+    for program in daemons() {
         let socket = dir.path().join("fs.sock");
         // Its worker is forked when somebody connects.
         let start = || {

@@ -68,6 +68,7 @@ pub(super) fn boot(new: &mut NewSandbox, record: &Record, progress: &Progress) -
     let started = Qemu::start(plan, record);
     // A QEMU that cannot reach the daemon is no more than the messenger.
     let vm: Arc<dyn Vm> = Arc::new(started.map_err(|e| daemon.ended_within(SETTLE).map(|end| daemon_died(&end)).unwrap_or(e))?);
+    daemon.record_worker(record)?;
 
     progress.stage("guest boot");
     let agent = Arc::new(Agent::dial(vm.clone())?);

@@ -39,7 +39,7 @@ fn version_help_completions_and_manual() {
         assert!(help.contains(part), "{part} is missing in:\n{help}");
     }
     for shell in ["bash", "zsh", "fish"] {
-        assert!(run(["completions", shell]).stdout.contains("--rootfs"), "{shell}");
+        assert!(run(["completions", shell]).stdout.contains("rootfs"), "{shell}");
     }
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(run(["man", "--output", &dir.path().to_string_lossy()]).status, 0);

@@ -25,6 +25,9 @@ fn file(tar: &mut tar::Builder<Vec<u8>>, name: &str, data: &[u8]) {
     let mut header = tar::Header::new_gnu();
     header.set_size(data.len() as u64);
     header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
     header.set_cksum();
     let path = header.as_old_mut();
     path.name[..name.len()].copy_from_slice(name.as_bytes());

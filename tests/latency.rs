@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 use common::{Background, Rootfs, can_run_vms};
 use osc::rpc::wire::google::{Any, Empty};
 use osc::rpc::wire::oci::Process;
-use osc::rpc::wire::task::{
-    ExecProcessRequest, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest, WaitRequest, WaitResponse,
-};
+use osc::rpc::wire::task::{ExecProcessRequest, StartRequest, StartResponse, StateRequest, StateResponse, WaitRequest, WaitResponse};
 use osc::rpc::{Client, Code, Stream};
 
 const TASK: &str = "containerd.task.v2.Task";
@@ -61,7 +59,7 @@ fn state_is_answered_at_once_beside_a_wait_and_large_calls() {
     let p99 = took[took.len() * 99 / 100];
     println!("{} State calls beside {sent} large ones: median {:?}, p99 {p99:?}", took.len(), took[took.len() / 2]);
     assert!(sent > 0 && p99 < Duration::from_millis(50), "p99 {p99:?}, {sent} large calls");
-    let unknown: Result<Empty, _> = client.call(TASK, "Stats", &StatsRequest { id: "no-such".into() }, None);
+    let unknown: Result<StateResponse, _> = client.call(TASK, "State", &StateRequest { id: "no-such".into(), ..Default::default() }, None);
     assert_eq!(unknown.unwrap_err().code, Code::NotFound);
     drop(b);
     wait.join().unwrap();

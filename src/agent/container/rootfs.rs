@@ -8,7 +8,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::mounts::{make, mount_at, set_attributes};
-use super::path::Root;
+use super::path::{Point, Root};
 use super::{devices, namespaces};
 use crate::rpc::wire::oci::{Linux, Spec};
 use crate::rpc::{Code, Status};
@@ -64,6 +64,10 @@ pub fn prepare(spec: &Spec, cgroup: &Path) -> Result<(), Status> {
         let user_namespace = namespaces::flags(&linux)? & libc::CLONE_NEWUSER != 0;
         devices::make(&root, &linux.devices, user_namespace)?;
         devices::link(&root)?;
+    }
+    if let Some(cwd) = spec.process.as_ref().map(|p| p.cwd.as_str()).filter(|c| !c.is_empty() && *c != "/") {
+        // As runc does: a working directory that is not there is made. One that cannot be made is told when it is entered.
+        let _ = root.point(cwd, Point::Dir);
     }
     Ok(())
 }

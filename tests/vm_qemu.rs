@@ -314,7 +314,7 @@ fn what_cannot_boot_says_why() {
 #[test]
 fn a_share_of_each_daemon() {
     let Some((image, _turn)) = image("share") else { return };
-    for program in daemons() {
+    for (program, plugged) in daemons().flat_map(|p| [(p, false), (p, true)]) {
         let dir = tempfile::tempdir().unwrap();
         let source = dir.path().join("source");
         fs::create_dir(&source).unwrap();
@@ -323,7 +323,11 @@ fn a_share_of_each_daemon() {
         let options = Options { program: Some(program.into()), ..Default::default() };
         let daemon = Virtiofsd::start(&options, &source, listener, &()).unwrap();
         let share = Device::Share { id: "share".into(), socket, tag: "kataShared".into() };
-        let guest = Guest::start(Plan { devices: vec![share], ..plan(image, dir.path()) }, dir);
+        let (devices, later) = if plugged { (vec![], Some(share)) } else { (vec![share], None) };
+        let guest = Guest::start(Plan { devices, ..plan(image, dir.path()) }, dir);
+        if let Some(share) = later {
+            guest.vm.plug(share).unwrap();
+        }
 
         let storage = wire::Storage {
             driver: "virtio-fs".into(),

@@ -69,8 +69,8 @@ struct Given {
 /// one may know more than the table. An error names the option.
 pub fn arguments(kind: Kind, options: &Options, help: &str) -> Result<Vec<String>, String> {
     let mut all = vec![given("announce-submounts"), given("xattr")];
-    // Its chatter about coming and going would stand where a reason should.
-    all.push(Given { name: "log-level".into(), value: Some("warn".into()) });
+    // Chatter about its limits, its coming and its going would stand where a reason should.
+    all.push(Given { name: "log-level".into(), value: Some("error".into()) });
     for extra in parse(&options.extra_args)? {
         let opposite = format!("no-{}", extra.name);
         all.retain(|g| g.name != extra.name && g.name != opposite && extra.name != format!("no-{}", g.name));
@@ -158,6 +158,12 @@ fn ours(name: &str) -> Result<(), String> {
 
 fn render(kind: Kind, option: &Given, help: &str) -> Result<Vec<String>, String> {
     let Given { name, value } = option;
+    // The one value that they call by different names.
+    let value = value.as_deref().map(|v| match (kind, name.as_str(), v) {
+        (Kind::C, "log-level", "error") => "err",
+        (Kind::Rust, "log-level", "err") => "error",
+        _ => v,
+    });
     let with = |name: &str| value.as_ref().map_or_else(|| name.to_owned(), |v| format!("{name}={v}"));
     let row = TABLE.iter().find(|r| r.rust == name);
     match (kind, row.map(|r| &r.c)) {
@@ -180,8 +186,8 @@ mod tests {
         arguments(kind, &options, "--new-thing  A thing").map(|a| a.join(" "))
     }
 
-    const RUST: &str = "--cache=auto --announce-submounts --xattr --log-level=warn";
-    const C: &str = "-o cache=auto -o announce_submounts -o xattr -o log_level=warn";
+    const RUST: &str = "--cache=auto --announce-submounts --xattr --log-level=error";
+    const C: &str = "-o cache=auto -o announce_submounts -o xattr -o log_level=err";
 
     #[test]
     fn each_daemon_in_its_own_words() {
@@ -191,9 +197,9 @@ mod tests {
         for kata in [&["--thread-pool-size=1", "-o", "announce_submounts"][..], &["--thread-pool-size", "1", "--announce-submounts"]] {
             let common = "--thread-pool-size=1";
             let rust = args(Kind::Rust, None, kata).unwrap();
-            assert_eq!(rust, format!("--cache=auto --xattr --log-level=warn {common} --announce-submounts"));
+            assert_eq!(rust, format!("--cache=auto --xattr --log-level=error {common} --announce-submounts"));
             let c = args(Kind::C, None, kata).unwrap();
-            assert_eq!(c, format!("-o cache=auto -o xattr -o log_level=warn {common} -o announce_submounts"));
+            assert_eq!(c, format!("-o cache=auto -o xattr -o log_level=err {common} -o announce_submounts"));
         }
     }
 
@@ -209,7 +215,7 @@ mod tests {
     fn what_is_given_replaces_what_is_ours() {
         assert!(args(Kind::Rust, None, &["-d"]).unwrap().ends_with("--xattr --log-level=debug"));
         let rust = args(Kind::Rust, None, &["--no-announce-submounts"]).unwrap();
-        assert_eq!(rust, "--cache=auto --xattr --log-level=warn --no-announce-submounts");
+        assert_eq!(rust, "--cache=auto --xattr --log-level=error --no-announce-submounts");
         assert!(!args(Kind::C, None, &["--no-announce-submounts"]).unwrap().contains("submounts"));
     }
 

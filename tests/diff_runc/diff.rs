@@ -168,7 +168,7 @@ const CASES: &[Case] = &[
     ("cpu quota", |c| c["linux"]["resources"]["cpu"] = json!({"quota": 50000, "period": 100000})),
     ("cpu period alone", |c| c["linux"]["resources"]["cpu"] = json!({"period": 50000})),
     ("pids limit", |c| c["linux"]["resources"]["pids"] = json!({"limit": 77})),
-    ("no pid namespace of its own name", |c| without(c, "uts")),
+    ("hostname without a uts namespace", |c| without(c, "uts")),
     ("no ipc namespace", |c| without(c, "ipc")),
     ("no cgroup namespace", |c| without(c, "cgroup")),
     ("root private", |c| c["linux"]["rootfsPropagation"] = json!("rprivate")),

@@ -13,8 +13,9 @@ fn main() {
         ["kill", n] => {
             let signal: i32 = n.parse().unwrap();
             // A first process is not killed by a signal of its own: a child is, and its end becomes ours.
-            std::process::exit(in_child(|| unsafe {
-                libc::raise(signal);
+            std::process::exit(in_child(|| {
+                // SAFETY: ends this child.
+                unsafe { libc::raise(signal) };
             }));
         }
         ["calls", ref names @ ..] => names.iter().for_each(|n| calls(n)),
@@ -74,6 +75,7 @@ fn everything() {
     say("cgroup pids", v2("pids.max").or(v1("pids", "pids.max")).unwrap_or_default());
     let cpu = v2("cpu.max").or_else(|| Some(format!("{} {}", no_limit(v1("cpu", "cpu.cfs_quota_us")?), v1("cpu", "cpu.cfs_period_us")?)));
     say("cgroup cpu", cpu.unwrap_or_default());
+    // SAFETY: numbers only.
     let mut fds: Vec<i32> = (0..256).filter(|&fd| unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0).collect();
     fds.sort();
     say("fds", format!("{fds:?}"));
@@ -183,6 +185,7 @@ fn calls(name: &str) {
             }
         };
         let code = if r >= 0 { 0 } else { std::io::Error::last_os_error().raw_os_error().unwrap_or(0) };
+        // SAFETY: ends this child.
         unsafe { libc::_exit(code.min(127)) }
     });
     say(&format!("call {name}"), result);

@@ -69,6 +69,9 @@ fn build(setup: &Setup, spec: &Spec, process: &Process, linux: &Linux, socket: &
     if process.terminal {
         terminal::open(process, true, socket)?;
     }
+    if flags & libc::CLONE_NEWUTS == 0 && !spec.hostname.is_empty() {
+        return Err(Status::new(Code::InvalidArgument, "a hostname without a uts namespace would rename the guest"));
+    }
     if flags & libc::CLONE_NEWUTS != 0 {
         if !spec.hostname.is_empty() {
             nix::unistd::sethostname(&spec.hostname).map_err(|e| failed(&format!("hostname {}", spec.hostname), e))?;

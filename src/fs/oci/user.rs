@@ -54,14 +54,14 @@ pub fn resolve(root: &Path, user: &str) -> Result<User> {
     };
     let member = |f: &&Vec<String>| !login.is_empty() && f.get(3).is_some_and(|m| m.split(',').any(|m| m == login));
     // Its own group is among them (CVE-2022-36109); one that was named explicitly stands alone, as with Docker's --user.
-    let others = groups.iter().filter(member).filter_map(uid_of).filter(|&g| group.is_none() && g != gid);
+    let others = groups.iter().filter(member).filter_map(|f| uid_of(f)).filter(|&g| group.is_none() && g != gid);
     let additional_gids = std::iter::once(gid).chain(others).collect();
     let home = entry.and_then(|f| f.get(5).cloned()).filter(|h| !h.is_empty()).unwrap_or_else(|| "/".into());
     Ok(User { uid, gid, additional_gids, home })
 }
 
 /// The third field of a line: uid in passwd, gid in group.
-fn uid_of(fields: &Vec<String>) -> Option<u32> {
+fn uid_of(fields: &[String]) -> Option<u32> {
     fields.get(2)?.parse().ok()
 }
 

@@ -76,7 +76,7 @@ pub fn arguments(kind: Kind, options: &Options, help: &str) -> Result<Vec<String
         all.retain(|g| g.name != extra.name && g.name != opposite && extra.name != format!("no-{}", g.name));
         all.push(extra);
     }
-    let mut args = vec![cache(kind, options.cache.as_deref())?].concat();
+    let mut args = cache(kind, options.cache.as_deref())?;
     for option in &all {
         args.extend(render(kind, option, help)?);
     }

@@ -138,10 +138,10 @@ impl Args {
 
     pub(super) fn job(&self, name: &str, terminal: bool, progress: &Progress) -> Result<Job> {
         if let Some(bundle) = &self.bundle {
-            return self.from_bundle(bundle, terminal);
+            return self.bundle_job(bundle, terminal);
         }
         if let Some(image) = &self.image {
-            return self.from_image(image, name, terminal, progress);
+            return self.image_job(image, name, terminal, progress);
         }
         let (rootfs, root) = match &self.rootfs {
             Some(dir) => {
@@ -156,7 +156,7 @@ impl Args {
         Ok(Job { spec: build(&wish), rootfs, bundle: root, scratch: None })
     }
 
-    fn from_bundle(&self, bundle: &Path, terminal: bool) -> Result<Job> {
+    fn bundle_job(&self, bundle: &Path, terminal: bool) -> Result<Job> {
         let bundle = directory(bundle, "--bundle")?;
         let file = bundle.join("config.json");
         let text = std::fs::read(&file).map_err(|e| {
@@ -178,7 +178,7 @@ impl Args {
         Ok(Job { spec, rootfs: Rootfs::Dir(root), bundle, scratch: None })
     }
 
-    fn from_image(&self, image: &Path, name: &str, terminal: bool, progress: &Progress) -> Result<Job> {
+    fn image_job(&self, image: &Path, name: &str, terminal: bool, progress: &Progress) -> Result<Job> {
         let dir = Path::new(SCRATCH).join(name);
         let root = dir.join("rootfs");
         std::fs::create_dir_all(&root).at(Stage::Image, || format!("make {}", root.display()))?;

@@ -144,7 +144,7 @@ fn start_and_wait(
     let container = sandbox.create(NewContainer { id: name.into(), spec, rootfs, stdio })?;
     progress.stage("command");
     progress.clear();
-    let _raw = (terminal && !args.detach).then(|| terminal::Raw::enter()).transpose().at(Stage::Container, || "terminal")?;
+    let _raw = (terminal && !args.detach).then(terminal::Raw::enter).transpose().at(Stage::Container, || "terminal")?;
     container.start()?;
     started();
     let weak = Arc::downgrade(sandbox);

@@ -44,6 +44,17 @@ need_vm() {
     scripts/fetch-kernel
 }
 
+# The Rust virtiofsd beside QEMU's C one; prints its path. Built in the tree's own target: which one pods get does not change.
+rust_virtiofsd() {
+    local version=1.14 tools=$ROOT/target/tools
+    if ! [ -x "$tools/bin/virtiofsd" ]; then
+        apt_install gcc libc6-dev libcap-ng-dev libseccomp-dev
+        CARGO_TARGET_DIR=$ROOT/target/tools/build cargo install --quiet --locked --root "$tools" --version "~$version" virtiofsd >&2
+        rm -rf "$tools/build"
+    fi
+    echo "$tools/bin/virtiofsd"
+}
+
 # The release binary; prints its path.
 build_release() {
     need_rust

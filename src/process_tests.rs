@@ -37,7 +37,8 @@ fn swapped_descriptors_do_not_overwrite_each_other() {
     let (mut r, w) = pipe().unwrap();
     let file = File::open("/dev/zero").unwrap();
     let (a, b) = (w.as_raw_fd(), file.as_raw_fd());
-    let child = Spawn::new("/bin/sh").args(["-c", &format!("readlink /proc/$$/fd/{a} >&{b}")]).fd(file, a).fd(w, b).start().unwrap();
+    let child =
+        Spawn::new("/bin/sh").args(["-c", &format!("readlink /proc/$$/fd/{a} >/proc/$$/fd/{b}")]).fd(file, a).fd(w, b).start().unwrap();
     child.wait().unwrap();
     let mut text = String::new();
     r.read_to_string(&mut text).unwrap();

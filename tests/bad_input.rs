@@ -47,7 +47,7 @@ fn programs_and_kernels_that_are_not_there() {
     }
     refused("QEMU", &["--qemu", "/no/such/qemu", "--", "true"], 125, &["/no/such/qemu", "QEMU"]);
     refused("virtiofsd", &["--virtiofsd", "/no/such/fsd", "--", "true"], 125, &["/no/such/fsd", "install"]);
-    refused("a wrong virtiofsd", &["--virtiofsd", "/bin/true", "--", "true"], 125, &["/bin/true", "does not look like"]);
+    refused("a wrong virtiofsd", &["--virtiofsd", "/bin/true", "--", "true"], 125, &["/bin/true", "is no virtiofsd"]);
     refused("a wrong QEMU", &["--qemu", "/bin/false", "--", "true"], 125, &["QEMU exited with status 1"]);
     refused("no initrd", &["--initrd", "/no/such/initrd", "--", "true"], 125, &["/no/such/initrd"]);
     refused("kernel", &["--kernel-release", "9.9.9-none", "--", "true"], 125, &["9.9.9-none", "--kernel-release"]);

@@ -191,6 +191,10 @@ impl Args {
             }
             let mut wish = self.wish(name, terminal);
             wish.args = process.args;
+            if process.env.iter().any(|e| e.starts_with("PATH=")) && !self.env.iter().any(|e| e.starts_with("PATH=")) {
+                // The image's own, before our default.
+                wish.env.retain(|e| !e.starts_with("PATH="));
+            }
             wish.env = with_defaults(process.env, wish.env);
             if self.workdir.is_none() && !process.cwd.is_empty() {
                 wish.cwd = process.cwd;

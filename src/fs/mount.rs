@@ -20,7 +20,8 @@ pub fn detached_bind(source: &Path, recursive: bool, read_only: bool) -> io::Res
     }
     let tree = rustix::mount::open_tree(CWD, source, flags)?;
     if read_only {
-        set_attributes(&tree, libc::MOUNT_ATTR_RDONLY, 0, 0, recursive)?;
+        let read_only = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+        set_attributes(&tree, &read_only, recursive)?;
     }
     Ok(tree)
 }
@@ -95,12 +96,11 @@ fn unescape(field: &str) -> Vec<u8> {
     out
 }
 
-/// mount_setattr(2), which no crate of ours wraps.
-fn set_attributes(tree: &OwnedFd, set: u64, clear: u64, propagation: u64, recursive: bool) -> io::Result<()> {
-    let attr = libc::mount_attr { attr_set: set, attr_clr: clear, propagation, userns_fd: 0 };
+/// mount_setattr(2), which no crate of ours wraps; `recursive` includes the mounts below.
+pub fn set_attributes(tree: &OwnedFd, attr: &libc::mount_attr, recursive: bool) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: a descriptor we own, an empty path, and a structure of the size we state.
-    let r = unsafe { libc::syscall(libc::SYS_mount_setattr, tree.as_raw_fd(), c"".as_ptr(), flags, &attr, std::mem::size_of_val(&attr)) };
+    // SAFETY: a descriptor we hold, an empty path, and a structure of the size we state.
+    let r = unsafe { libc::syscall(libc::SYS_mount_setattr, tree.as_raw_fd(), c"".as_ptr(), flags, attr, size_of_val(attr)) };
     if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

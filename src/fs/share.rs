@@ -167,7 +167,8 @@ fn remove_points(dir: &Path) -> io::Result<()> {
     gone_is_fine(fs::remove_dir(dir))
 }
 
-fn gone_is_fine(r: io::Result<()>) -> io::Result<()> {
+/// What is to be removed and is not there needs nothing more.
+pub fn gone_is_fine(r: io::Result<()>) -> io::Result<()> {
     r.or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
 }
 

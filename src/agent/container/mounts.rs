@@ -217,14 +217,8 @@ pub(super) fn set_attributes(tree: &OwnedFd, set: u64, clear: u64, recursive: bo
         return Ok(());
     }
     let times = if set & (libc::MOUNT_ATTR_NOATIME | libc::MOUNT_ATTR_STRICTATIME) != 0 { libc::MOUNT_ATTR__ATIME } else { 0 };
-    mount_setattr(tree, libc::mount_attr { attr_set: set, attr_clr: clear | times, propagation: 0, userns_fd: 0 }, recursive)
-}
-
-fn mount_setattr(tree: &OwnedFd, attr: libc::mount_attr, recursive: bool) -> io::Result<()> {
-    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: a descriptor we hold, an empty path, and a structure of the size we state.
-    let r = unsafe { libc::syscall(libc::SYS_mount_setattr, tree.as_raw_fd(), c"".as_ptr(), flags, &attr, size_of_val(&attr)) };
-    if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let attr = libc::mount_attr { attr_set: set, attr_clr: clear | times, propagation: 0, userns_fd: 0 };
+    crate::fs::mount::set_attributes(tree, &attr, recursive)
 }
 
 /// An id-mapped mount: files of the source appear with other owners. The kernel takes the map from a user namespace, which
@@ -236,7 +230,7 @@ fn map_ids(tree: &OwnedFd, mount: &Mount) -> Result<(), Status> {
     let userns = user_namespace(&mount.uid_mappings, &mount.gid_mappings).map_err(|e| failed(mount, "id map: ", e))?;
     let attr = libc::mount_attr { attr_set: libc::MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd: userns.as_raw_fd() as u64 };
     let recursive = mount.options.iter().any(|o| o == "ridmap");
-    mount_setattr(tree, attr, recursive).map_err(|e| failed(mount, "id map: ", e))
+    crate::fs::mount::set_attributes(tree, &attr, recursive).map_err(|e| failed(mount, "id map: ", e))
 }
 
 fn user_namespace(uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> io::Result<OwnedFd> {

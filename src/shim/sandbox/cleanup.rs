@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::record::{self, Story, Thing};
 use crate::fs::mount;
-use crate::fs::share::Share;
+use crate::fs::share::{Share, gone_is_fine};
 use crate::process;
 
 /// Undoes everything that `story` says stands. Answers what could not be undone, one line each.
@@ -112,10 +112,6 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
         return Err(io::Error::other(format!("{} is still mounted", still.display())));
     }
     gone_is_fine(fs::remove_dir_all(path))
-}
-
-fn gone_is_fine(r: io::Result<()>) -> io::Result<()> {
-    r.or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
 }
 
 #[cfg(test)]

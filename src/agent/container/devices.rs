@@ -1,11 +1,11 @@
 //! Device nodes and links of a container's /dev.
 
-use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, chownat, makedev, mknodat, symlinkat, unlinkat};
 
-use super::path::{Point, Root, magic};
+use super::path::{Point, Root};
+use super::verbs::attach;
 use crate::rpc::wire::oci::LinuxDevice;
 use crate::rpc::{Code, Status};
 
@@ -56,13 +56,12 @@ pub fn make(root: &Root, listed: &[LinuxDevice], bound: bool) -> Result<(), Stat
 
 fn node(root: &Root, path: &str, kind: FileType, device: (u32, u32), mode: u32, owner: (u32, u32)) -> Result<(), Status> {
     let (dir, name) = root.parent(path).map_err(|e| failed(path, e))?;
-    let make = || mknodat(&dir, &name, kind, Mode::from_raw_mode(mode), makedev(device.0, device.1));
-    match make() {
+    match mknodat(&dir, &name, kind, Mode::from_raw_mode(mode), makedev(device.0, device.1)) {
         Ok(()) => {}
-        // The image, or a mount, has something there: ours it shall be.
-        Err(rustix::io::Errno::EXIST) => {
-            unlinkat(&dir, &name, AtFlags::empty()).and_then(|()| make()).map_err(|e| failed(path, e))?;
-        }
+        // The image, or a mount, has something there.
+        Err(rustix::io::Errno::EXIST) => return Ok(()),
+        // Its file system lets nobody make nodes.
+        Err(rustix::io::Errno::PERM) => return bind(root, path),
         Err(e) => return Err(failed(path, e)),
     }
     let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
@@ -71,13 +70,17 @@ fn node(root: &Root, path: &str, kind: FileType, device: (u32, u32), mode: u32, 
     rustix::fs::chmodat(&dir, &name, Mode::from_raw_mode(mode), AtFlags::empty()).map_err(|e| failed(path, e))
 }
 
+/// The guest's own device in the place of one that cannot be made.
 fn bind(root: &Root, path: &str) -> Result<(), Status> {
-    let own = Path::new(path);
-    if !own.symlink_metadata().is_ok_and(|m| m.file_type().is_char_device() || m.file_type().is_block_device()) {
-        return Err(failed(path, "the guest has no such device to bind"));
-    }
-    let point = root.point(path, Point::File).map_err(|e| failed(path, e))?;
-    crate::fs::mount::bind(own, &magic(&point), false, false).map_err(|e| failed(path, e))
+    let bound = || -> std::io::Result<()> {
+        let tree = crate::fs::mount::detached_bind(Path::new(path), false, false)?;
+        let kind = FileType::from_raw_mode(rustix::fs::statat(&tree, "", AtFlags::EMPTY_PATH)?.st_mode);
+        if !matches!(kind, FileType::CharacterDevice | FileType::BlockDevice) {
+            return Err(std::io::Error::other("the guest has no such device to bind"));
+        }
+        attach(&tree, root.point(path, Point::File)?)
+    };
+    bound().map_err(|e| failed(path, e))
 }
 
 /// Makes the links; one whose name is taken is left as the image has it, except /dev/ptmx, which must lead to the

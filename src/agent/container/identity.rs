@@ -6,7 +6,7 @@ use std::io::Read;
 use caps::{CapSet, Capability, CapsHashSet};
 
 use super::path::Root;
-use crate::rpc::wire::oci::{Process, User};
+use crate::rpc::wire::oci::{PosixRlimit, Process, User};
 use crate::rpc::{Code, Status};
 
 fn failed(what: &str, e: impl std::fmt::Display) -> Status {
@@ -37,19 +37,32 @@ const LIMITS: [(&str, u32); 16] = [
     ("RLIMIT_RTTIME", libc::RLIMIT_RTTIME),
 ];
 
-/// Limits and scores that need the guest's privileges: before the user changes, and before a user namespace is entered.
-pub fn limit(process: &Process) -> Result<(), Status> {
-    for l in &process.rlimits {
-        let (_, number) = LIMITS.iter().find(|k| k.0 == l.r#type).ok_or_else(|| invalid(format!("rlimit {:?} is unknown", l.r#type)))?;
-        let value = libc::rlimit { rlim_cur: l.soft, rlim_max: l.hard };
-        // SAFETY: a structure on our stack that the kernel only reads.
-        if unsafe { libc::setrlimit(*number, &value) } != 0 {
-            return Err(failed(&format!("rlimit {} {}:{}", l.r#type, l.soft, l.hard), io::Error::last_os_error()));
+/// The limits of `process` as the kernel has them.
+pub fn limits(process: &Process) -> Result<Vec<(u32, libc::rlimit)>, Status> {
+    let known = |name: &str| LIMITS.iter().find(|k| k.0 == name).ok_or_else(|| invalid(format!("rlimit {name:?} is unknown")));
+    let limit = |l: &PosixRlimit| Ok((known(&l.r#type)?.1, libc::rlimit { rlim_cur: l.soft, rlim_max: l.hard }));
+    process.rlimits.iter().map(limit).collect()
+}
+
+/// Sets them on a process that has all set up and is still root: earlier, they would hinder it; and from outside, since in a user
+/// namespace nobody may raise them.
+pub fn set_limits(pid: i32, limits: &[(u32, libc::rlimit)]) -> Result<(), Status> {
+    for (number, value) in limits {
+        // SAFETY: a structure of ours that the kernel only reads.
+        if unsafe { libc::prlimit(pid, *number, value, std::ptr::null_mut()) } != 0 {
+            let e = io::Error::last_os_error();
+            let name = LIMITS.iter().find(|k| k.1 == *number).map(|k| k.0).unwrap_or_default();
+            return Err(invalid(format!("rlimit {name} {}:{}: {e}", value.rlim_cur, value.rlim_max)));
         }
     }
+    Ok(())
+}
+
+/// Scores and priorities that need the guest's privileges: before a user namespace is entered.
+pub fn prioritize(process: &Process) -> Result<(), Status> {
+    let score = std::fs::write("/proc/self/oom_score_adj", process.oom_score_adj.to_string());
     if process.oom_score_adj != 0 {
-        std::fs::write("/proc/self/oom_score_adj", process.oom_score_adj.to_string())
-            .map_err(|e| failed(&format!("oomScoreAdj {}", process.oom_score_adj), e))?;
+        score.map_err(|e| failed(&format!("oomScoreAdj {}", process.oom_score_adj), e))?;
     }
     schedule(process)
 }
@@ -130,57 +143,79 @@ pub fn no_new_privileges() -> Result<(), Status> {
     nix::sys::prctl::set_no_new_privs().map_err(|e| failed("noNewPrivileges", e))
 }
 
-/// The five sets, as the specification names them.
-struct Sets {
+/// The five sets that a process shall have.
+pub struct Sets {
     bounding: CapsHashSet,
     effective: CapsHashSet,
     permitted: CapsHashSet,
     inheritable: CapsHashSet,
     ambient: CapsHashSet,
+    /// Names that this kernel does not know: such a capability cannot be given, the others are.
+    pub unknown: Vec<String>,
 }
 
-fn sets(process: &Process) -> Sets {
+pub fn sets(process: &Process) -> Sets {
     let c = process.capabilities.clone().unwrap_or_default();
-    // A capability that this kernel does not have cannot be given; the others are.
-    let set = |names: &[String]| names.iter().filter_map(|n| n.to_ascii_uppercase().parse::<Capability>().ok()).collect();
-    Sets {
-        bounding: set(&c.bounding),
-        effective: set(&c.effective),
-        permitted: set(&c.permitted),
-        inheritable: set(&c.inheritable),
-        ambient: set(&c.ambient),
-    }
+    let mut unknown = Vec::new();
+    let mut set = |names: &[String]| {
+        let (known, strange): (Vec<_>, Vec<_>) = names.iter().map(|n| n.parse::<Capability>().map_err(|_| n)).partition(Result::is_ok);
+        unknown.extend(strange.into_iter().filter_map(Result::err).cloned());
+        known.into_iter().flatten().collect()
+    };
+    let (bounding, effective, permitted) = (set(&c.bounding), set(&c.effective), set(&c.permitted));
+    let (inheritable, ambient) = (set(&c.inheritable), set(&c.ambient));
+    unknown.sort();
+    unknown.dedup();
+    Sets { bounding, effective, permitted, inheritable, ambient, unknown }
 }
 
 /// Becomes the process's user, in the one order that works: the bounding set while it may be changed, then the ids with the
-/// permitted set kept, then the sets.
-pub fn become_user(process: &Process) -> Result<(), Status> {
-    let user = process.user.clone().unwrap_or_default();
-    let sets = sets(process);
-    let caps_failed = |what: &str| {
-        let what = format!("capabilities: {what}");
-        move |e: caps::errors::CapsError| failed(&what, e)
-    };
+/// permitted set kept, then the sets. `keep` stays permitted, and no more than that, until [`settle`].
+pub fn become_user(user: &User, sets: &Sets, keep: Option<Capability>) -> Result<(), Status> {
     for cap in caps::read(None, CapSet::Bounding).map_err(caps_failed("bounding"))? {
         if !sets.bounding.contains(&cap) {
             caps::drop(None, CapSet::Bounding, cap).map_err(caps_failed("bounding"))?;
         }
     }
     nix::sys::prctl::set_keepcaps(true).map_err(|e| failed("keep capabilities", e))?;
-    set_ids(&user)?;
+    set_ids(user)?;
     nix::sys::prctl::set_keepcaps(false).map_err(|e| failed("keep capabilities", e))?;
     let held = caps::read(None, CapSet::Permitted).map_err(caps_failed("permitted"))?;
     let possible = |wanted: &CapsHashSet| wanted.intersection(&held).copied().collect::<CapsHashSet>();
+    let mut permitted = possible(&sets.permitted);
+    permitted.extend(keep.filter(|k| held.contains(k)));
     // Effective first shrinks to what stays permitted; permitted last, since it limits the others.
     caps::set(None, CapSet::Inheritable, &possible(&sets.inheritable)).map_err(caps_failed("inheritable"))?;
     caps::set(None, CapSet::Effective, &possible(&sets.effective)).map_err(caps_failed("effective"))?;
-    caps::set(None, CapSet::Permitted, &possible(&sets.permitted)).map_err(caps_failed("permitted"))?;
+    caps::set(None, CapSet::Permitted, &permitted).map_err(caps_failed("permitted"))?;
     let _ = caps::clear(None, CapSet::Ambient);
     for cap in possible(&sets.ambient) {
-        // Only what is permitted and inheritable as well can be ambient; runc leaves out the rest with a warning.
+        // Only what is permitted and inheritable as well can be ambient; runc leaves out the rest, too.
         let _ = caps::raise(None, CapSet::Ambient, cap);
     }
     Ok(())
+}
+
+/// Runs `act` with the capability that [`become_user`] kept, and gives that up.
+pub fn settle(sets: &Sets, kept: Capability, act: impl FnOnce() -> Result<(), Status>) -> Result<(), Status> {
+    let held = caps::read(None, CapSet::Permitted).map_err(caps_failed("permitted"))?;
+    let effective = caps::read(None, CapSet::Effective).map_err(caps_failed("effective"))?;
+    let mut with = effective.clone();
+    with.extend(Some(kept).filter(|k| held.contains(k)));
+    caps::set(None, CapSet::Effective, &with).map_err(caps_failed("effective"))?;
+    act()?;
+    if with != effective {
+        caps::set(None, CapSet::Effective, &effective).map_err(caps_failed("effective"))?;
+    }
+    if held.contains(&kept) && !sets.permitted.contains(&kept) {
+        let rest = held.into_iter().filter(|c| *c != kept).collect();
+        caps::set(None, CapSet::Permitted, &rest).map_err(caps_failed("permitted"))?;
+    }
+    Ok(())
+}
+
+fn caps_failed(what: &'static str) -> impl FnOnce(caps::errors::CapsError) -> Status {
+    move |e| failed(&format!("capabilities: {what}"), e)
 }
 
 fn set_ids(user: &User) -> Result<(), Status> {
@@ -222,16 +257,33 @@ pub fn home(uid: u32) -> String {
     line.and_then(|f| f.get(5).map(|h| h.to_string())).filter(|h| !h.is_empty()).unwrap_or_else(|| "/".into())
 }
 
-/// Enters the working directory, made if it is missing; it must be inside the root (CVE-2024-21626: a leaked descriptor of
-/// the guest as `/proc/self/fd/N`).
+/// Enters the working directory; it must be inside the root (CVE-2024-21626: a leaked descriptor of the guest as
+/// `/proc/self/fd/N`).
 pub fn enter_cwd(cwd: &str) -> Result<(), Status> {
-    let enter = || rustix::process::chdir(cwd);
-    match enter() {
-        Ok(()) => {}
-        Err(e) => return Err(failed(&format!("working directory {cwd}"), e)),
-    }
+    rustix::process::chdir(cwd).map_err(|e| failed(&format!("working directory {cwd}"), e))?;
     match rustix::process::getcwd(Vec::new()) {
         Ok(path) if path.to_bytes().starts_with(b"/") => Ok(()),
         _ => Err(invalid(format!("working directory {cwd} is outside the container's root"))),
     }
+}
+
+/// A session keyring that the container's processes share, and nobody else's keys in it. What a kernel without keys, or one
+/// that has too many, cannot give is not worth failing for.
+pub fn own_keyring(id: &str, own_users: bool) {
+    const JOIN_SESSION_KEYRING: libc::c_int = 1;
+    const SETPERM: libc::c_int = 5;
+    /// linux/key.h: all for the possessor; view, read, link for the owner, and search, which an exec needs to join it.
+    const PERMISSIONS: u32 = 0x3f1b_0000;
+    /// Search for others: in a user namespace the owner is another.
+    const SEARCH: u32 = 8;
+    let Ok(name) = std::ffi::CString::new(format!("_ses.{id}")) else { return };
+    // SAFETY: a string that lives through the call.
+    let ring = unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr()) };
+    // SAFETY: numbers only; without a name it is a new one.
+    unsafe {
+        match ring {
+            -1 => libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, 0),
+            ring => libc::syscall(libc::SYS_keyctl, SETPERM, ring, PERMISSIONS | if own_users { SEARCH } else { 0 }),
+        }
+    };
 }

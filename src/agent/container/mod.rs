@@ -9,16 +9,24 @@
 
 mod cgroup;
 mod devices;
+mod hook;
 mod identity;
+mod idmap;
 mod init;
 mod launch;
 mod mounts;
 mod namespaces;
+mod options;
 mod path;
+mod program;
 mod rootfs;
 mod seccomp;
 mod setup;
+mod sysctl;
 mod terminal;
+#[cfg(test)]
+mod tests;
+mod verbs;
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -61,6 +69,7 @@ impl Container {
     /// Makes container `id`. A failure leaves nothing: no process, cgroup or mount.
     pub fn create(id: &str, spec: &Spec, stdio: Given, env: &Env) -> Result<(Container, Made), Status> {
         let process = spec.process.as_ref().ok_or_else(|| Status::new(Code::InvalidArgument, "the specification has no process"))?;
+        check(id, process)?;
         let linux = spec.linux.clone().unwrap_or_default();
         let cgroup = Cgroup::create(id, &linux.cgroups_path, linux.resources.as_ref())?;
         let setup = Setup {
@@ -68,8 +77,8 @@ impl Container {
             spec: Some(spec.clone()),
             process: Some(process.clone()),
             cgroup: cgroup.dir().to_string_lossy().into_owned(),
-            exec: false,
             join_pid: env.pid_namespace.is_some(),
+            ..Default::default()
         };
         let join = env.pid_namespace.as_ref().map(|ns| ns.try_clone()).transpose();
         let launched =
@@ -108,19 +117,36 @@ impl Container {
         if self.cgroup.frozen() {
             return Err(Status::new(Code::FailedPrecondition, format!("container {} is paused", self.id)));
         }
+        check(&self.id, process)?;
         let pidfd = self.first.pidfd().map(|fd| fd.try_clone_to_owned()).transpose();
         let pidfd = pidfd.map_err(|e| Status::new(Code::Internal, format!("exec {exec_id}: {e}")))?;
         let setup = Setup {
             id: self.id.clone(),
             spec: Some(self.spec.clone()),
-            process: Some(process.clone()),
+            process: Some(self.completed(process)),
             cgroup: self.cgroup.dir().to_string_lossy().into_owned(),
+            cgroup_of_first: self.cgroup.of_process(self.first.pid()),
             exec: true,
-            join_pid: false,
+            ..Default::default()
         };
         let mut launched = launch::launch(&setup, stdio, pidfd, &self.reaper)?;
         launch::run(&mut launched.socket)?;
         Ok(Made { process: launched.process, terminal: launched.terminal })
+    }
+
+    /// What a process that is added does not say is as the container's first process has it.
+    fn completed(&self, process: &Process) -> Process {
+        let mut process = process.clone();
+        if let Some(first) = &self.spec.process {
+            process.capabilities = process.capabilities.or_else(|| first.capabilities.clone());
+            if process.rlimits.is_empty() {
+                process.rlimits = first.rlimits.clone();
+            }
+            if process.oom_score_adj == 0 {
+                process.oom_score_adj = first.oom_score_adj;
+            }
+        }
+        process
     }
 
     /// Returns when every process stands still.
@@ -166,4 +192,20 @@ impl Container {
             None => Err(Status::new(Code::Internal, format!("container {}: its first process does not die", self.id))),
         }
     }
+}
+
+/// Refuses what cannot be run, and tells what is left out: a guest has neither AppArmor profiles nor an SELinux policy.
+fn check(id: &str, process: &Process) -> Result<(), Status> {
+    if process.args.is_empty() {
+        return Err(Status::new(Code::InvalidArgument, "process.args is empty: there is nothing to run"));
+    }
+    if !process.cwd.starts_with('/') {
+        return Err(Status::new(Code::InvalidArgument, format!("process.cwd {:?} is no absolute path", process.cwd)));
+    }
+    for (what, label) in [("AppArmor profile", &process.apparmor_profile), ("SELinux label", &process.selinux_label)] {
+        if !label.is_empty() && label != "unconfined" {
+            log::warn!("container {id}: {what} {label} is left out: the guest has none");
+        }
+    }
+    Ok(())
 }

@@ -1,342 +1,236 @@
-//! Mounts of a container: what their options mean, and how each is made.
+//! Mounts of a container, each made as runc makes it.
 //!
-//! Options: mount(8) and the runtime specification. A mount point is found inside the root ([`super::path`]) and then named
-//! by its descriptor only, so that nothing in the image can redirect it between the look and the mount.
+//! A mount point is found inside the root ([`super::path`]) and then named by its descriptor only, so that nothing in the
+//! image can redirect it between the look and the mount (CVE-2021-30465).
 
-use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::path::Path;
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+use super::idmap;
+use super::options::{Options, parse};
 use super::path::{Point, Root, is_dir, magic};
-use crate::rpc::wire::oci::{LinuxIdMapping, Mount};
+use super::verbs::{attach, clone_tree, mount_at, remount, set_attributes};
+use crate::rpc::wire::oci::Mount;
 use crate::rpc::{Code, Status};
 
-/// (option, flag, true if it clears the flag)
-const FLAGS: [(&str, u64, bool); 30] = [
-    ("acl", libc::MS_POSIXACL, false),
-    ("noacl", libc::MS_POSIXACL, true),
-    ("async", libc::MS_SYNCHRONOUS, true),
-    ("sync", libc::MS_SYNCHRONOUS, false),
-    ("atime", libc::MS_NOATIME, true),
-    ("noatime", libc::MS_NOATIME, false),
-    ("bind", libc::MS_BIND, false),
-    ("rbind", libc::MS_BIND | libc::MS_REC, false),
-    ("defaults", 0, false),
-    ("dev", libc::MS_NODEV, true),
-    ("nodev", libc::MS_NODEV, false),
-    ("diratime", libc::MS_NODIRATIME, true),
-    ("nodiratime", libc::MS_NODIRATIME, false),
-    ("dirsync", libc::MS_DIRSYNC, false),
-    ("exec", libc::MS_NOEXEC, true),
-    ("noexec", libc::MS_NOEXEC, false),
-    ("iversion", libc::MS_I_VERSION, false),
-    ("noiversion", libc::MS_I_VERSION, true),
-    ("lazytime", libc::MS_LAZYTIME, false),
-    ("nolazytime", libc::MS_LAZYTIME, true),
-    ("mand", libc::MS_MANDLOCK, false),
-    ("nomand", libc::MS_MANDLOCK, true),
-    ("relatime", libc::MS_RELATIME, false),
-    ("norelatime", libc::MS_RELATIME, true),
-    ("strictatime", libc::MS_STRICTATIME, false),
-    ("nostrictatime", libc::MS_STRICTATIME, true),
-    ("ro", libc::MS_RDONLY, false),
-    ("rw", libc::MS_RDONLY, true),
-    ("suid", libc::MS_NOSUID, true),
-    ("nosuid", libc::MS_NOSUID, false),
-];
-
-const PROPAGATION: [(&str, u64); 8] = [
-    ("private", libc::MS_PRIVATE),
-    ("rprivate", libc::MS_PRIVATE | libc::MS_REC),
-    ("shared", libc::MS_SHARED),
-    ("rshared", libc::MS_SHARED | libc::MS_REC),
-    ("slave", libc::MS_SLAVE),
-    ("rslave", libc::MS_SLAVE | libc::MS_REC),
-    ("unbindable", libc::MS_UNBINDABLE),
-    ("runbindable", libc::MS_UNBINDABLE | libc::MS_REC),
-];
-
-/// Recursive attributes, by mount_setattr(2): (option, attribute, true if it clears it). An access-time attribute is a value
-/// of a field, not a flag, and clears the whole field first.
-const RECURSIVE: [(&str, u64, bool); 12] = [
-    ("rro", libc::MOUNT_ATTR_RDONLY, false),
-    ("rrw", libc::MOUNT_ATTR_RDONLY, true),
-    ("rnosuid", libc::MOUNT_ATTR_NOSUID, false),
-    ("rsuid", libc::MOUNT_ATTR_NOSUID, true),
-    ("rnodev", libc::MOUNT_ATTR_NODEV, false),
-    ("rdev", libc::MOUNT_ATTR_NODEV, true),
-    ("rnoexec", libc::MOUNT_ATTR_NOEXEC, false),
-    ("rexec", libc::MOUNT_ATTR_NOEXEC, true),
-    ("rnodiratime", libc::MOUNT_ATTR_NODIRATIME, false),
-    ("rdiratime", libc::MOUNT_ATTR_NODIRATIME, true),
-    ("rnosymfollow", libc::MOUNT_ATTR_NOSYMFOLLOW, false),
-    ("rsymfollow", libc::MOUNT_ATTR_NOSYMFOLLOW, true),
-];
-
-const RECURSIVE_TIMES: [(&str, u64); 3] =
-    [("rnoatime", libc::MOUNT_ATTR_NOATIME), ("rrelatime", libc::MOUNT_ATTR_RELATIME), ("rstrictatime", libc::MOUNT_ATTR_STRICTATIME)];
-
-/// The options of one mount, sorted by who takes them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Options {
-    pub flags: u64,
-    /// Flags that were cleared by name: a bind takes them from its source otherwise.
-    cleared: u64,
-    propagation: Vec<u64>,
-    recursive_set: u64,
-    recursive_clear: u64,
-    copy_up: bool,
-    /// What the file system itself reads.
-    pub data: String,
+/// What mounts of one container have in common.
+pub struct Surroundings<'a> {
+    /// The container's cgroup, as the guest names it.
+    pub cgroup: &'a Path,
+    pub own_cgroups: bool,
+    pub own_users: bool,
 }
 
-pub fn parse(options: &[String]) -> Options {
-    let mut parsed = Options::default();
-    let mut data: Vec<&str> = Vec::new();
-    for option in options {
-        let option = option.as_str();
-        if let Some(&(_, flag, clear)) = FLAGS.iter().find(|f| f.0 == option) {
-            if clear {
-                parsed.flags &= !flag;
-                parsed.cleared |= flag;
-            } else {
-                parsed.flags |= flag;
-                parsed.cleared &= !flag;
-            }
-        } else if let Some(&(_, p)) = PROPAGATION.iter().find(|p| p.0 == option) {
-            parsed.propagation.push(p);
-        } else if let Some(&(_, attribute, clear)) = RECURSIVE.iter().find(|r| r.0 == option) {
-            if clear { parsed.recursive_clear |= attribute } else { parsed.recursive_set |= attribute }
-        } else if let Some(&(_, time)) = RECURSIVE_TIMES.iter().find(|r| r.0 == option) {
-            parsed.recursive_clear |= libc::MOUNT_ATTR__ATIME;
-            parsed.recursive_set |= time;
-        } else if option == "tmpcopyup" {
-            parsed.copy_up = true;
-        } else if !matches!(option, "idmap" | "ridmap") {
-            data.push(option);
-        }
-    }
-    parsed.data = data.join(",");
-    parsed
-}
+/// The guest's hierarchy.
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// What a user namespace cannot mount, since it belongs to a namespace that the container shares with the guest:
+/// (type, where the guest has it).
+const OF_THE_GUEST: [(&str, &str); 2] = [("sysfs", "/sys"), ("mqueue", "/dev/mqueue")];
+
+/// What may be mounted inside /proc: files that lxcfs stands in for. Anything else could feign a process (CVE-2019-16884).
+const INSIDE_PROC: [&str; 11] = [
+    "cpuinfo",
+    "diskstats",
+    "meminfo",
+    "stat",
+    "swaps",
+    "uptime",
+    "loadavg",
+    "slabinfo",
+    "net/dev",
+    "sys/kernel/ns_last_pid",
+    "sys/crypto/fips_enabled",
+];
 
 fn failed(mount: &Mount, what: &str, e: impl std::fmt::Display) -> Status {
     let kind = if mount.r#type.is_empty() { "bind" } else { &mount.r#type };
     Status::new(Code::Internal, format!("mount {kind} {} at {}: {what}{e}", mount.source, mount.destination))
 }
 
-/// Makes one mount below `root`. `cgroups` is the container's cgroup: shown where a cgroup is mounted without a namespace.
-pub fn make(root: &Root, mount: &Mount, cgroups: Option<&Path>) -> Result<(), Status> {
+fn refused(mount: &Mount, why: &str) -> Status {
+    Status { code: Code::InvalidArgument, ..failed(mount, "", why) }
+}
+
+fn is_bind(mount: &Mount, options: &Options) -> bool {
+    options.flags & libc::MS_BIND != 0 || mount.r#type == "bind"
+}
+
+/// True if `mount` puts the guest's own devices at /dev, which then needs none made.
+pub fn brings_devices(mount: &Mount) -> bool {
+    is_bind(mount, &parse(&mount.options)) && is_dev(mount)
+}
+
+fn is_dev(mount: &Mount) -> bool {
+    Path::new("/").join(&mount.destination).components().eq(Path::new("/dev").components())
+}
+
+/// True if `mount` is to be read-only and is left writable until all is in it: /dev, and any tmpfs.
+pub fn read_only_later(mount: &Mount) -> bool {
     let options = parse(&mount.options);
-    let bind = options.flags & libc::MS_BIND != 0 || mount.r#type == "bind";
-    match (bind, mount.r#type.as_str()) {
+    options.flags & libc::MS_RDONLY != 0 && !is_bind(mount, &options) && (mount.r#type == "tmpfs" || is_dev(mount))
+}
+
+/// Makes one mount below `root`.
+pub fn make(root: &Root, mount: &Mount, around: &Surroundings) -> Result<(), Status> {
+    let options = parse(&mount.options);
+    match (is_bind(mount, &options), mount.r#type.as_str()) {
         (true, _) => make_bind(root, mount, &options),
-        (_, "cgroup" | "cgroup2") => make_cgroup(root, mount, &options, cgroups),
-        _ => make_new(root, mount, &options),
+        (_, "cgroup" | "cgroup2") => make_cgroup(root, mount, &options, around),
+        (_, "proc" | "sysfs" | "mqueue") => make_of_kernel(root, mount, &options, around),
+        (_, "tmpfs") => make_tmpfs(root, mount, &options),
+        _ => {
+            let point = point(root, mount, Point::Dir)?;
+            mount_new(mount, &options, &point, &mount.r#type).map_err(|e| failed(mount, "", e))?;
+            propagate(root, mount, &options)
+        }
     }
 }
 
-fn make_new(root: &Root, mount: &Mount, options: &Options) -> Result<(), Status> {
-    let point = root.point(&mount.destination, Point::Dir).map_err(|e| failed(mount, "mount point: ", e))?;
-    let copied = if options.copy_up {
-        Some(crate::fs::mount::detached_bind(&magic(&point), true, false).map_err(|e| failed(mount, "", e))?)
-    } else {
-        None
-    };
-    // A tmpfs that is to be filled is made read-only afterwards.
-    let later = if options.copy_up { libc::MS_RDONLY } else { 0 };
-    let flags = options.flags & !later;
-    mount_at(&mount.source, &magic(&point), &mount.r#type, flags, &options.data).map_err(|e| failed(mount, "", e))?;
-    let made = root.resolve(&mount.destination).map_err(|e| failed(mount, "", e))?;
-    if let Some(from) = copied {
-        copy_tree(&magic(&from), &magic(&made)).map_err(|e| failed(mount, "copy up: ", e))?;
-        if options.flags & later != 0 {
-            mount_at("", &magic(&made), "", libc::MS_REMOUNT | libc::MS_BIND | options.flags, "").map_err(|e| failed(mount, "", e))?;
+/// The mount point, made if it is missing; not in /proc.
+fn point(root: &Root, mount: &Mount, kind: Point) -> Result<OwnedFd, Status> {
+    let point = root.point(&mount.destination, kind).map_err(|e| failed(mount, "mount point: ", e))?;
+    let place = root.place(&point).map_err(|e| failed(mount, "mount point: ", e))?;
+    match place.strip_prefix("proc") {
+        Ok(inside) if !INSIDE_PROC.iter().any(|allowed| inside == Path::new(allowed)) => {
+            if inside.as_os_str().is_empty() {
+                let is_proc = rustix::fs::statfs(&mount.source).is_ok_and(|s| s.f_type == libc::PROC_SUPER_MAGIC);
+                return if is_proc { Ok(point) } else { Err(refused(mount, "only procfs may be mounted at /proc")) };
+            }
+            Err(refused(mount, "inside /proc nothing may be mounted but what lxcfs stands in for"))
         }
+        _ => Ok(point),
     }
-    finish(mount, options, &made)
+}
+
+fn mount_new(mount: &Mount, options: &Options, point: &OwnedFd, fstype: &str) -> io::Result<()> {
+    let later = if read_only_later(mount) { libc::MS_RDONLY } else { 0 };
+    mount_at(&mount.source, &magic(point), fstype, options.flags & !later, &options.data)
+}
+
+/// What runc mounts on an ordinary directory only, since a link in its place would put it elsewhere and leave the masks that
+/// come later without effect (CVE-2019-19921).
+fn make_of_kernel(root: &Root, mount: &Mount, options: &Options, around: &Surroundings) -> Result<(), Status> {
+    if mount.r#type != "mqueue" && root.is_other_than_dir(&mount.destination).map_err(|e| failed(mount, "mount point: ", e))? {
+        return Err(refused(mount, "it must be mounted on an ordinary directory"));
+    }
+    let point = root.point(&mount.destination, Point::Dir).map_err(|e| failed(mount, "mount point: ", e))?;
+    match mount_new(mount, options, &point, &mount.r#type) {
+        Err(e) if around.own_users && e.raw_os_error() == Some(libc::EPERM) => {
+            let Some((_, of_guest)) = OF_THE_GUEST.iter().find(|k| k.0 == mount.r#type) else { return Err(failed(mount, "", e)) };
+            bind_guests(Path::new(of_guest), &point, options).map_err(|e| failed(mount, "", e))?;
+        }
+        done => done.map_err(|e| failed(mount, "", e))?,
+    }
+    propagate(root, mount, options)
+}
+
+fn make_tmpfs(root: &Root, mount: &Mount, options: &Options) -> Result<(), Status> {
+    let existed = root.resolve(&mount.destination).is_ok();
+    let point = point(root, mount, Point::Dir)?;
+    let failed = |e: io::Error| failed(mount, "", e);
+    // The directory's mode outlives the mount over it, also where `mode=` says otherwise.
+    let mode = if existed { Some(fs::metadata(magic(&point)).map_err(failed)?.permissions()) } else { None };
+    let below = if options.copy_up { Some(clone_tree(&point, false).map_err(failed)?) } else { None };
+    mount_new(mount, options, &point, "tmpfs").map_err(failed)?;
+    let made = root.resolve(&mount.destination).map_err(failed)?;
+    if let Some(from) = below {
+        copy_tree(&magic(&from), &magic(&made)).map_err(failed)?;
+    }
+    if let Some(mode) = mode {
+        fs::set_permissions(magic(&made), mode).map_err(failed)?;
+    }
+    propagate(root, mount, options)
 }
 
 /// The guest has one hierarchy, version 2: whatever version the host would have shown.
-fn make_cgroup(root: &Root, mount: &Mount, options: &Options, cgroups: Option<&Path>) -> Result<(), Status> {
-    let point = root.point(&mount.destination, Point::Dir).map_err(|e| failed(mount, "mount point: ", e))?;
-    let flags = options.flags;
-    match cgroups {
-        // No namespace of its own: it shall see its own part and no more.
-        Some(own) => {
-            let tree = crate::fs::mount::detached_bind(own, true, false).map_err(|e| failed(mount, "", e))?;
-            set_attributes(&tree, mount_attributes(flags), 0, false)
-                .and_then(|()| attach(&tree, &point))
-                .map_err(|e| failed(mount, "", e))?;
+fn make_cgroup(root: &Root, mount: &Mount, options: &Options, around: &Surroundings) -> Result<(), Status> {
+    let point = point(root, mount, Point::Dir)?;
+    match mount_new(mount, &Options { data: String::new(), ..options.clone() }, &point, "cgroup2") {
+        // A user namespace without a cgroup namespace, or a second mount at the same place.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EPERM | libc::EBUSY)) => {
+            let from = if around.own_cgroups { around.cgroup } else { Path::new(CGROUPS) };
+            bind_guests(from, &point, options).map_err(|e| failed(mount, "", e))?;
         }
-        None => mount_at("cgroup", &magic(&point), "cgroup2", flags, "").map_err(|e| failed(mount, "", e))?,
+        done => done.map_err(|e| failed(mount, "", e))?,
     }
-    let made = root.resolve(&mount.destination).map_err(|e| failed(mount, "", e))?;
-    finish(mount, options, &made)
+    propagate(root, mount, options)
+}
+
+fn bind_guests(from: &Path, point: &OwnedFd, options: &Options) -> io::Result<()> {
+    // With what is mounted in it: a user namespace may not look behind that.
+    let tree = crate::fs::mount::detached_bind(from, true, false)?;
+    set_own(&tree, options.flags)?;
+    attach(&tree, point)
 }
 
 fn make_bind(root: &Root, mount: &Mount, options: &Options) -> Result<(), Status> {
     let recursive = options.flags & libc::MS_REC != 0;
     let tree = crate::fs::mount::detached_bind(Path::new(&mount.source), recursive, false).map_err(|e| failed(mount, "source: ", e))?;
     let kind = if is_dir(&tree).map_err(|e| failed(mount, "", e))? { Point::Dir } else { Point::File };
-    let point = root.point(&mount.destination, kind).map_err(|e| failed(mount, "mount point: ", e))?;
-    map_ids(&tree, mount)?;
-    // Attributes before anybody can see it: it is never writable for a moment.
-    let (set, clear) = (mount_attributes(options.flags), mount_attributes(options.cleared & !options.flags));
-    set_attributes(&tree, set, clear, false).map_err(|e| failed(mount, "", e))?;
-    attach(&tree, &point).map_err(|e| failed(mount, "", e))?;
-    finish(mount, options, &tree)
+    let point = point(root, mount, kind)?;
+    idmap::map(&tree, mount).map_err(|e| failed(mount, "id map: ", e))?;
+    // Before anybody can see it: it is never writable for a moment.
+    set_own(&tree, options.flags)
+        .and_then(|()| set_attributes(&tree, options.recursive_set, options.recursive_clear, true))
+        .and_then(|()| attach(&tree, &point))
+        .map_err(|e| failed(mount, "", e))?;
+    propagate(root, mount, options)
 }
 
-/// Propagation and recursive attributes, which apply to a mount that is in its place.
-fn finish(mount: &Mount, options: &Options, made: &OwnedFd) -> Result<(), Status> {
+/// A bind takes its source's flags, unless one of its own is named: then all of them are its own.
+fn set_own(tree: &OwnedFd, flags: u64) -> io::Result<()> {
+    let flags = flags & !(libc::MS_BIND | libc::MS_REC | libc::MS_REMOUNT);
+    if flags == 0 {
+        return Ok(());
+    }
+    let (set, clear) = remount(flags);
+    match set_attributes(tree, set, clear, false) {
+        // In a user namespace some of the source's flags are locked (mount_namespaces(7)): those stay.
+        Err(e) if e.raw_os_error() == Some(libc::EPERM) => set_attributes(tree, set, 0, false),
+        done => done,
+    }
+}
+
+/// Propagation, which applies to a mount in its place: the last one there.
+fn propagate(root: &Root, mount: &Mount, options: &Options) -> Result<(), Status> {
     for propagation in &options.propagation {
-        mount_at("", &magic(made), "", *propagation, "").map_err(|e| failed(mount, "propagation: ", e))?;
+        let made = root.resolve(&mount.destination).map_err(|e| failed(mount, "", e))?;
+        mount_at("", &magic(&made), "", *propagation, "").map_err(|e| failed(mount, "propagation: ", e))?;
     }
-    set_attributes(made, options.recursive_set, options.recursive_clear, true).map_err(|e| failed(mount, "recursive options: ", e))
+    Ok(())
 }
 
-/// The attributes that are the mount's own, of mount(2)'s flags.
-fn mount_attributes(flags: u64) -> u64 {
-    const PAIRS: [(u64, u64); 7] = [
-        (libc::MS_RDONLY, libc::MOUNT_ATTR_RDONLY),
-        (libc::MS_NOSUID, libc::MOUNT_ATTR_NOSUID),
-        (libc::MS_NODEV, libc::MOUNT_ATTR_NODEV),
-        (libc::MS_NOEXEC, libc::MOUNT_ATTR_NOEXEC),
-        (libc::MS_NODIRATIME, libc::MOUNT_ATTR_NODIRATIME),
-        (libc::MS_NOATIME, libc::MOUNT_ATTR_NOATIME),
-        (libc::MS_STRICTATIME, libc::MOUNT_ATTR_STRICTATIME),
-    ];
-    PAIRS.iter().filter(|(flag, _)| flags & flag != 0).fold(0, |set, (_, attribute)| set | attribute)
-}
-
-pub(super) fn set_attributes(tree: &OwnedFd, set: u64, clear: u64, recursive: bool) -> io::Result<()> {
-    if set == 0 && clear == 0 {
-        return Ok(());
-    }
-    let times = if set & (libc::MOUNT_ATTR_NOATIME | libc::MOUNT_ATTR_STRICTATIME) != 0 { libc::MOUNT_ATTR__ATIME } else { 0 };
-    let attr = libc::mount_attr { attr_set: set, attr_clr: clear | times, propagation: 0, userns_fd: 0 };
-    crate::fs::mount::set_attributes(tree, &attr, recursive)
-}
-
-/// An id-mapped mount: files of the source appear with other owners. The kernel takes the map from a user namespace, which
-/// has to be had by a process: a child that only waits.
-fn map_ids(tree: &OwnedFd, mount: &Mount) -> Result<(), Status> {
-    if mount.uid_mappings.is_empty() {
-        return Ok(());
-    }
-    let userns = user_namespace(&mount.uid_mappings, &mount.gid_mappings).map_err(|e| failed(mount, "id map: ", e))?;
-    let attr = libc::mount_attr { attr_set: libc::MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd: userns.as_raw_fd() as u64 };
-    let recursive = mount.options.iter().any(|o| o == "ridmap");
-    crate::fs::mount::set_attributes(tree, &attr, recursive).map_err(|e| failed(mount, "id map: ", e))
-}
-
-fn user_namespace(uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> io::Result<OwnedFd> {
-    let (ready_r, ready_w) = rustix::pipe::pipe()?;
-    // SAFETY: this process has one thread; the child makes system calls only and waits to be killed.
-    let pid = unsafe { libc::fork() };
-    if pid < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    if pid == 0 {
-        // SAFETY: as above.
-        unsafe {
-            let byte = [u8::from(libc::unshare(libc::CLONE_NEWUSER) == 0)];
-            libc::write(ready_w.as_raw_fd(), byte.as_ptr().cast(), 1);
-            loop {
-                libc::pause();
-            }
-        }
-    }
-    let result = (|| {
-        let mut byte = [0];
-        rustix::io::read(&ready_r, &mut byte)?;
-        if byte[0] == 0 {
-            return Err(io::Error::other("no user namespace can be made"));
-        }
-        for (file, maps) in [("uid_map", uids), ("gid_map", gids)] {
-            let text: String = maps.iter().map(|m| format!("{} {} {}\n", m.container_id, m.host_id, m.size)).collect();
-            fs::write(format!("/proc/{pid}/{file}"), text)?;
-        }
-        Ok(fs::File::open(format!("/proc/{pid}/ns/user"))?.into())
-    })();
-    // SAFETY: our own child, which nobody else reaps: this process is not the agent.
-    unsafe {
-        libc::kill(pid, libc::SIGKILL);
-        libc::waitpid(pid, std::ptr::null_mut(), 0);
-    }
-    result
-}
-
-fn attach(tree: &OwnedFd, point: &OwnedFd) -> io::Result<()> {
-    // SAFETY: two descriptors we hold and empty paths.
-    let r = unsafe {
-        let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH;
-        libc::syscall(libc::SYS_move_mount, tree.as_raw_fd(), c"".as_ptr(), point.as_raw_fd(), c"".as_ptr(), flags)
-    };
-    if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// mount(2) by a path that is a descriptor's name.
-pub(super) fn mount_at(source: &str, target: &Path, fstype: &str, flags: u64, data: &str) -> io::Result<()> {
-    let c = |s: &str| CString::new(s).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
-    let (source, target, fstype, data) = (c(source)?, c(&target.to_string_lossy())?, c(fstype)?, c(data)?);
-    // SAFETY: four strings that live through the call.
-    let r = unsafe { libc::mount(source.as_ptr(), target.as_ptr(), fstype.as_ptr(), flags, data.as_ptr().cast()) };
-    if r == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// Copies what a tmpfs will hide into it: directories, files and links, with modes and owners.
+/// Copies what a tmpfs will hide into it, with modes and owners.
 fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let (source, target) = (entry.path(), to.join(entry.file_name()));
         let meta = entry.metadata()?;
-        if meta.is_symlink() {
+        let kind = meta.file_type();
+        if kind.is_symlink() {
             symlink(fs::read_link(&source)?, &target)?;
             lchown(&target, Some(meta.uid()), Some(meta.gid()))?;
             continue;
         }
-        if meta.is_dir() {
+        if kind.is_dir() {
             fs::create_dir(&target)?;
             copy_tree(&source, &target)?;
-        } else if meta.is_file() {
+        } else if kind.is_file() {
             fs::copy(&source, &target)?;
-        } else {
+        } else if kind.is_socket() {
+            // Nobody listens on a copy of it.
             continue;
+        } else {
+            mknodat(CWD, &target, FileType::from_raw_mode(meta.mode()), Mode::empty(), meta.rdev())?;
         }
         chown(&target, Some(meta.uid()), Some(meta.gid()))?;
         fs::set_permissions(&target, fs::Permissions::from_mode(meta.mode() & 0o7777))?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parsed(options: &str) -> Options {
-        parse(&options.split(',').map(str::to_owned).collect::<Vec<_>>())
-    }
-
-    #[test]
-    fn each_option_goes_where_it_belongs() {
-        let o = parsed("nosuid,strictatime,mode=755,size=64k,rw");
-        assert_eq!((o.flags, o.data.as_str()), (libc::MS_NOSUID | libc::MS_STRICTATIME, "mode=755,size=64k"));
-        let o = parsed("rbind,rprivate,ro,rro,rnoatime");
-        assert_eq!(o.flags, libc::MS_BIND | libc::MS_REC | libc::MS_RDONLY);
-        assert_eq!(o.propagation, [libc::MS_PRIVATE | libc::MS_REC]);
-        assert_eq!(o.recursive_set, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOATIME);
-        assert_eq!(o.recursive_clear, libc::MOUNT_ATTR__ATIME);
-    }
-
-    #[test]
-    fn the_later_of_two_opposites_wins() {
-        assert_eq!(parsed("ro,rw").flags, 0);
-        assert_eq!(parsed("rw,ro").flags, libc::MS_RDONLY);
-        assert_eq!(parsed("exec").cleared, libc::MS_NOEXEC);
-    }
 }

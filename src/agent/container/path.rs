@@ -35,6 +35,29 @@ impl Root {
         )?)
     }
 
+    /// Where what `fd` names is, relative to the root.
+    pub fn place(&self, fd: &OwnedFd) -> io::Result<PathBuf> {
+        let (root, place) = (std::fs::read_link(magic(&self.fd))?, std::fs::read_link(magic(fd))?);
+        let outside = || io::Error::other(format!("{} is not in the root", place.display()));
+        place.strip_prefix(&root).map(Path::to_owned).map_err(|_| outside())
+    }
+
+    /// True if `path` itself is there and is no directory, were it only a link to one.
+    pub fn is_other_than_dir(&self, path: &str) -> io::Result<bool> {
+        let relative = inside(path);
+        let Some(name) = relative.file_name() else { return Ok(false) };
+        let parent = match self.resolve(&relative.parent().unwrap_or(Path::new("")).to_string_lossy()) {
+            Ok(parent) => parent,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(e),
+        };
+        match rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode) != FileType::Directory),
+            Err(rustix::io::Errno::NOENT) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+
     /// Opens a file inside the root for reading.
     pub fn read(&self, path: &str) -> io::Result<File> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
@@ -75,7 +98,7 @@ impl Root {
 
     /// Descends along `path`, making what is missing. Each step is resolved inside the root, so that a link on the way leads
     /// to where it leads in the container.
-    fn make_dirs(&self, path: &Path) -> io::Result<OwnedFd> {
+    pub fn make_dirs(&self, path: &Path) -> io::Result<OwnedFd> {
         let mut so_far = PathBuf::new();
         let mut at = self.fd.try_clone()?;
         for part in path.components() {
@@ -108,7 +131,7 @@ pub fn is_dir(fd: &impl AsFd) -> io::Result<bool> {
 }
 
 /// Relative, without `.` and with `..` taken by its word: `/a/../b` -> `b`.
-fn inside(path: &str) -> PathBuf {
+pub fn inside(path: &str) -> PathBuf {
     let mut clean = PathBuf::new();
     for part in Path::new(path).components() {
         match part {

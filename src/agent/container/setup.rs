@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! agent -> role   u32 length, Setup                      once
-//! role -> agent   'U'            write my uid and gid maps
+//! role -> agent   'W' u32 text   worth a line in the log
+//!                 'U'            write my uid and gid maps
+//!                 'L'            set my limits
 //!                 'P' i32        the container's process, forked into its PID namespace
 //!                 'T' + SCM      the terminal's master
 //!                 'R'            ready: waiting for the start
 //!                 'E' i32 text   failed; the number is a gRPC code
-//! agent -> role   'G'            go on (answers 'U')      'S' start (answers 'R')
+//! agent -> role   'G'            go on (answers 'U' and 'L')      'S' start (answers 'R')
 //! ```
 //!
 //! The socket closes on exec: its end after the start proves that the program runs.
@@ -51,12 +53,21 @@ pub struct Setup {
     /// `JOIN` is a PID namespace.
     #[prost(bool, tag = "6")]
     pub join_pid: bool,
+    /// Where the container's first process is, for an exec that `cgroup` does not take: the container may have made cgroups
+    /// of its own in it, and then it holds no processes (cgroup-v2.rst, "No Internal Process Constraint").
+    #[prost(string, tag = "7")]
+    pub cgroup_of_first: String,
 }
+
+/// The number of the file that the role is executed from.
+pub const PROGRAM: i32 = 5;
 
 /// What the role says.
 #[derive(Debug)]
 pub enum Said {
+    Warning(String),
     MapMe,
+    LimitMe,
     Pid(i32),
     Terminal(OwnedFd),
     Ready,
@@ -96,7 +107,13 @@ impl Parent {
             _ => None,
         });
         Ok(match tag[0] {
+            b'W' => {
+                let mut text = vec![0; self.number()? as u32 as usize];
+                self.0.read_exact(&mut text)?;
+                Said::Warning(String::from_utf8_lossy(&text).into_owned())
+            }
             b'U' => Said::MapMe,
+            b'L' => Said::LimitMe,
             b'P' => Said::Pid(self.number()?),
             b'T' => Said::Terminal(fd.ok_or(io::ErrorKind::InvalidData)?),
             b'R' => Said::Ready,
@@ -128,9 +145,22 @@ impl Child {
         Setup::decode(bytes.as_slice()).map_err(io::Error::other)
     }
 
+    /// What is worth telling, yet no reason to fail.
+    pub fn warn(&mut self, text: &str) {
+        let message = [&b"W"[..], &(text.len() as u32).to_be_bytes(), text.as_bytes()].concat();
+        // An agent that is gone shows in the next message that matters.
+        let _ = self.0.write_all(&message);
+    }
+
     /// Asks for the maps and waits until they are written.
     pub fn map_me(&mut self) -> io::Result<()> {
         self.0.write_all(b"U")?;
+        self.wait(b'G')
+    }
+
+    /// Asks for the limits and waits until they are set.
+    pub fn limit_me(&mut self) -> io::Result<()> {
+        self.0.write_all(b"L")?;
         self.wait(b'G')
     }
 
@@ -178,6 +208,8 @@ mod tests {
         let setup = Setup { id: "c1".into(), exec: true, ..Setup::default() };
         parent.send(&setup).unwrap();
         assert_eq!(child.receive().unwrap(), setup);
+        child.warn("beware");
+        assert!(matches!(parent.next().unwrap(), Said::Warning(w) if w == "beware"));
         child.pid(7).unwrap();
         assert!(matches!(parent.next().unwrap(), Said::Pid(7)));
         let null = std::fs::File::open("/dev/null").unwrap();

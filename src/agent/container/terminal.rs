@@ -2,11 +2,11 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, major, openat};
 
 use super::setup::Child;
+use super::verbs::{attach, clone_tree};
 use crate::rpc::wire::oci::Process;
 use crate::rpc::{Code, Status};
 
@@ -14,8 +14,7 @@ use crate::rpc::{Code, Status};
 /// controlling terminal. `console` binds it over /dev/console.
 pub fn open(process: &Process, console: bool, socket: &mut Child) -> Result<(), Status> {
     let failed = |what: &str, e: io::Error| Status::new(Code::Internal, format!("terminal: {what}: {e}"));
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let master = openat(CWD, "/dev/pts/ptmx", flags, Mode::empty()).map_err(|e| failed("open /dev/pts/ptmx", e.into()))?;
+    let master = master().map_err(|e| failed("open /dev/ptmx (is a devpts mounted at /dev/pts?)", e))?;
     unlock(&master).map_err(|e| failed("unlock", e))?;
     let slave = peer(&master).map_err(|e| failed("open its other end", e))?;
     if let Some(size) = process.console_size.as_ref().filter(|s| s.width > 0 || s.height > 0) {
@@ -23,7 +22,7 @@ pub fn open(process: &Process, console: bool, socket: &mut Child) -> Result<(), 
         rustix::termios::tcsetwinsize(&slave, size).map_err(|e| failed("size", e.into()))?;
     }
     if console {
-        bind_console(&master).map_err(|e| failed("/dev/console", e))?;
+        bind_console(&slave).map_err(|e| failed("/dev/console", e))?;
     }
     socket.terminal(master.as_fd()).map_err(|e| failed("hand over its master", e))?;
     for number in 0..3 {
@@ -37,6 +36,17 @@ pub fn open(process: &Process, console: bool, socket: &mut Child) -> Result<(), 
         return Err(failed("make it the controlling terminal", io::Error::last_os_error()));
     }
     Ok(())
+}
+
+/// By /dev/ptmx, which we linked; it must be a pty's master and nothing that the image put there (CVE-2025-52565).
+fn master() -> io::Result<OwnedFd> {
+    const TTYAUX_MAJOR: u32 = 5;
+    let master = openat(CWD, "/dev/ptmx", OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?;
+    let stat = rustix::fs::fstat(&master)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice || major(stat.st_rdev) != TTYAUX_MAJOR {
+        return Err(io::Error::other("it is no terminal multiplexer"));
+    }
+    Ok(master)
 }
 
 fn unlock(master: &OwnedFd) -> io::Result<()> {
@@ -56,13 +66,19 @@ fn peer(master: &OwnedFd) -> io::Result<OwnedFd> {
     }
 }
 
-fn bind_console(master: &OwnedFd) -> io::Result<()> {
-    let mut number: libc::c_uint = 0;
-    // SAFETY: the kernel writes one number.
-    if unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTN, &mut number) } != 0 {
-        return Err(io::Error::last_os_error());
+/// Both ends of the bind are descriptors: neither can be a link to elsewhere.
+fn bind_console(slave: &OwnedFd) -> io::Result<()> {
+    let made = openat(CWD, "/dev/console", OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC, Mode::from_raw_mode(0o666));
+    match made {
+        // Whatever the umask.
+        Ok(file) => rustix::fs::fchmod(&file, Mode::from_raw_mode(0o666))?,
+        Err(rustix::io::Errno::EXIST) => {}
+        Err(e) => return Err(e.into()),
     }
-    let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    drop(openat(CWD, "/dev/console", flags, Mode::from_raw_mode(0o666))?);
-    crate::fs::mount::bind(Path::new(&format!("/dev/pts/{number}")), Path::new("/dev/console"), false, false)
+    let place = openat(CWD, "/dev/console", OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    let kind = FileType::from_raw_mode(rustix::fs::statat(&place, "", AtFlags::EMPTY_PATH)?.st_mode);
+    if matches!(kind, FileType::Symlink | FileType::Directory) {
+        return Err(io::Error::other("the image has a link or a directory there"));
+    }
+    attach(clone_tree(slave, false)?, &place)
 }

@@ -72,6 +72,12 @@ impl Cgroup {
         done.inspect_err(|_| drop(fs::remove_dir(&cgroup.dir))).map(|()| cgroup)
     }
 
+    /// The directory of the cgroup that process `pid` is in; empty if there is no such process.
+    pub fn of_process(&self, pid: i32) -> String {
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        text.lines().find_map(|l| l.strip_prefix("0::")).map(|path| format!("{ROOT}{path}")).unwrap_or_default()
+    }
+
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -134,6 +140,8 @@ impl Cgroup {
             let text = match fs::read_to_string(dir.join("cgroup.procs")) {
                 Ok(text) => text,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                // A threaded one: its processes are listed by the cgroup above.
+                Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => continue,
                 Err(e) => return Err(failed("cgroup.procs", e)),
             };
             pids.extend(text.lines().filter_map(|l| l.parse::<i32>().ok()).filter(|&p| p > 0));

@@ -3,8 +3,8 @@
 //! One filter with every action and every architecture that the profile lists. A filter library with two actions a filter
 //! would need a stack of them, and would kill a 32-bit program under a profile that lists SCMP_ARCH_X86. Meaning follows
 //! libseccomp as runc uses it: a call that the architecture does not have is skipped, rules of one call are alternatives,
-//! an architecture that is not listed is killed, and a call newer than all the profile knows is answered by ENOSYS where
-//! the default is an errno, so that a libc can fall back.
+//! an architecture that is not listed is killed, and a call newer than all the profile knows is answered by ENOSYS, so that
+//! a libc can fall back.
 
 mod bpf;
 mod names;
@@ -81,10 +81,42 @@ const FLAGS: [(&str, u32); 4] = [
     ("SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV", 32),
 ];
 
-/// Architectures of this machine: (OCI's name, audit value, table, x32).
-const NATIVE: (&str, u32, &str, bool) = ("SCMP_ARCH_X86_64", AUDIT_ARCH_X86_64, names::X86_64, false);
-const FOREIGN: [(&str, u32, &str, bool); 2] =
-    [("SCMP_ARCH_X86", AUDIT_ARCH_I386, names::X86, false), ("SCMP_ARCH_X32", AUDIT_ARCH_X86_64, names::X86_64, true)];
+/// Architectures of other machines, which a profile may list.
+const ELSEWHERE: [&str; 18] = [
+    "SCMP_ARCH_ARM",
+    "SCMP_ARCH_AARCH64",
+    "SCMP_ARCH_MIPS",
+    "SCMP_ARCH_MIPS64",
+    "SCMP_ARCH_MIPS64N32",
+    "SCMP_ARCH_MIPSEL",
+    "SCMP_ARCH_MIPSEL64",
+    "SCMP_ARCH_MIPSEL64N32",
+    "SCMP_ARCH_PPC",
+    "SCMP_ARCH_PPC64",
+    "SCMP_ARCH_PPC64LE",
+    "SCMP_ARCH_S390",
+    "SCMP_ARCH_S390X",
+    "SCMP_ARCH_PARISC",
+    "SCMP_ARCH_PARISC64",
+    "SCMP_ARCH_RISCV64",
+    "SCMP_ARCH_LOONGARCH64",
+    "SCMP_ARCH_M68K",
+];
+
+/// An architecture of this machine.
+struct Arch {
+    /// OCI's name.
+    name: &'static str,
+    audit: u32,
+    /// Where its names have their numbers, the first that has one.
+    tables: &'static [&'static str],
+    /// Set in every number.
+    bit: u32,
+}
+
+const NATIVE: Arch = Arch { name: "SCMP_ARCH_X86_64", audit: AUDIT_ARCH_X86_64, tables: &[names::X86_64], bit: 0 };
+const NARROW: Arch = Arch { name: "SCMP_ARCH_X86", audit: AUDIT_ARCH_I386, tables: &[names::X86], bit: 0 };
+const X32: Arch = Arch { name: "SCMP_ARCH_X32", audit: AUDIT_ARCH_X86_64, tables: &[names::X32, names::X86_64], bit: X32_BIT };
 
 /// Compiles a profile; `None` where it filters nothing.
 pub fn compile(profile: &LinuxSeccomp) -> Result<Option<Filter>, Status> {
@@ -96,32 +128,27 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Option<Filter>, Status> {
         Some(k) => Ok(all | k.1),
         None => Err(invalid(format!("flag {f:?} is unknown"))),
     })?;
-    let listed = |name: &str| profile.architectures.iter().any(|a| a == name);
-    let foreign: Vec<_> = FOREIGN.iter().filter(|a| listed(a.0)).copied().collect();
+    let known = |name: &str| [NATIVE, NARROW, X32].iter().any(|a| a.name == name) || ELSEWHERE.contains(&name);
+    if let Some(strange) = profile.architectures.iter().find(|a| !known(a)) {
+        return Err(invalid(format!("architecture {strange:?} is unknown")));
+    }
+    let listed = |arch: &Arch| profile.architectures.iter().any(|a| a == arch.name);
     let mut code = Assembler::default();
     code.load(DATA_ARCH);
-    // 32-bit x86 first: its audit value is one of its own.
-    for (_, audit, table, _) in foreign.iter().filter(|a| !a.3) {
-        let section = section(profile, table, 0, default)?;
-        code.unless_equal_skip(*audit, section);
+    if listed(&NARROW) {
+        code.unless_equal_skip(NARROW.audit, section(profile, &NARROW, default)?);
     }
-    let mut body = Assembler::default();
-    let x32 = foreign.iter().find(|a| a.3);
-    body.load(DATA_NR);
-    match x32 {
-        Some((_, _, table, _)) => {
-            let section = section(profile, table, X32_BIT, default)?;
-            body.if_any_bit(X32_BIT, section);
-        }
-        None => {
-            let mut kill = Assembler::default();
-            kill.ret(ret::KILL_PROCESS);
-            body.if_any_bit(X32_BIT, kill);
-        }
+    // Native even where it is not listed: the program that starts it all is.
+    let mut native = section(profile, &NATIVE, default)?;
+    if listed(&X32) {
+        let mut both = Assembler::default();
+        both.load(DATA_NR);
+        both.if_any_bit(X32_BIT, section(profile, &X32, default)?);
+        both.append(native);
+        native = both;
     }
-    body.append(section(profile, NATIVE.2, 0, default)?);
-    code.unless_equal_skip(NATIVE.1, body);
-    code.ret(ret::KILL_PROCESS);
+    code.unless_equal_skip(NATIVE.audit, native);
+    code.ret(ret::KILL_THREAD);
     let code = code.finish();
     if code.len() > MAX_INSNS {
         return Err(invalid(format!("the profile makes a program of {} instructions; the kernel takes {MAX_INSNS}", code.len())));
@@ -130,13 +157,26 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Option<Filter>, Status> {
 }
 
 /// The rules of one architecture; it ends in a return on every way through.
-fn section(profile: &LinuxSeccomp, table: &str, bit: u32, default: u32) -> Result<Assembler, Status> {
+fn section(profile: &LinuxSeccomp, arch: &Arch, default: u32) -> Result<Assembler, Status> {
+    let bit = arch.bit;
     // By number, in the profile's order within one: the first rule that holds decides.
     let mut by_number: BTreeMap<u32, Vec<(&LinuxSyscall, u32)>> = BTreeMap::new();
+    let mut newest = None;
     for rule in &profile.syscalls {
         let action = action(&rule.action, rule.errno_ret)?;
-        for number in rule.names.iter().filter_map(|n| names::number(table, n)) {
-            by_number.entry(number).or_default().push((rule, action));
+        newest = newest.max(rule.names.iter().filter_map(|n| names::number(arch.tables, n)).max());
+        // It says what holds anyway, and must not stand in the way of a later one.
+        if action == default {
+            continue;
+        }
+        for number in rule.names.iter().filter_map(|n| names::number(arch.tables, n)) {
+            let rules = by_number.entry(number).or_default();
+            // A rule without conditions is all there is to say about a call, and the first of them counts.
+            match (rule.args.is_empty(), rules.first().is_some_and(|(first, _)| first.args.is_empty())) {
+                (_, true) => {}
+                (true, false) => *rules = vec![(rule, action)],
+                (false, false) => rules.push((rule, action)),
+            }
         }
     }
     let mut code = Assembler::default();
@@ -166,19 +206,33 @@ fn section(profile: &LinuxSeccomp, table: &str, bit: u32, default: u32) -> Resul
         code.unless_in_range_skip(first | bit, *entries[last].0 | bit, body);
         i = last + 1;
     }
-    if default & 0xffff_0000 == ret::ERRNO {
-        if let Some(newest) = by_number.keys().max() {
-            let mut body = Assembler::default();
-            body.ret(ret::ERRNO | libc::ENOSYS as u32);
-            code.if_greater(newest | bit, body);
-        }
+    if bit == 0 && arch.audit == AUDIT_ARCH_X86_64 {
+        // x32's numbers, where it is not listed: a call of an architecture that is not there.
+        let mut body = Assembler::default();
+        body.ret(ret::KILL_THREAD);
+        code.if_any_bit(X32_BIT, body);
+    }
+    let permissive = matches!(default & 0xffff_0000, ret::ALLOW | ret::LOG | ret::TRACE);
+    if let (Some(newest), false) = (newest, permissive) {
+        let mut body = Assembler::default();
+        body.ret(ret::ERRNO | libc::ENOSYS as u32);
+        code.if_greater(newest | bit, body);
     }
     code.ret(default);
     Ok(code)
 }
 
-/// All of a rule's arguments hold: the action; else what follows.
+/// All of a rule's arguments hold: the action; else what follows. Two conditions on one argument make each of them a rule
+/// of its own, as runc and Docker have it.
 fn conditions(args: &[LinuxSeccompArg], action: u32) -> Result<Assembler, Status> {
+    let twice = |arg: &LinuxSeccompArg| args.iter().filter(|a| a.index == arg.index).count() > 1;
+    if args.iter().any(twice) {
+        let mut code = Assembler::default();
+        for arg in args {
+            code.append(conditions(std::slice::from_ref(arg), action)?);
+        }
+        return Ok(code);
+    }
     let mut code = Assembler::default();
     code.ret(action);
     for arg in args.iter().rev() {
@@ -281,8 +335,10 @@ mod tests {
         assert_eq!(x(libc::SYS_ptrace), ret::ERRNO | 38);
         assert_eq!(x(libc::SYS_close), EPERM);
         assert_eq!(x(libc::SYS_mount + 1), ret::ERRNO | libc::ENOSYS as u32, "newer than the profile");
-        assert_eq!(run(&p, AUDIT_ARCH_I386, 3, NONE), ret::KILL_PROCESS, "an architecture that is not listed");
-        assert_eq!(run(&p, AUDIT_ARCH_X86_64, X32_BIT | READ, NONE), ret::KILL_PROCESS);
+        assert_eq!(run(&p, AUDIT_ARCH_I386, 3, NONE), ret::KILL_THREAD, "an architecture that is not listed");
+        assert_eq!(run(&p, AUDIT_ARCH_X86_64, X32_BIT | READ, NONE), ret::KILL_THREAD);
+        let p = profile("SCMP_ACT_ALLOW", &[], vec![rule(&["read"], "SCMP_ACT_ERRNO", &[])]);
+        assert_eq!(run(&p, AUDIT_ARCH_X86_64, X32_BIT | READ, NONE), ret::KILL_THREAD);
     }
 
     #[test]
@@ -294,8 +350,8 @@ mod tests {
         assert_eq!(run(&p, AUDIT_ARCH_I386, 102, NONE), ret::ALLOW);
         assert_eq!(run(&p, AUDIT_ARCH_I386, 0, NONE), ret::KILL_PROCESS);
         assert_eq!(run(&p, AUDIT_ARCH_X86_64, X32_BIT | READ, NONE), ret::ALLOW);
-        assert_eq!(run(&p, AUDIT_ARCH_X86_64, X32_BIT | WRITE, NONE), ret::KILL_PROCESS);
-        assert_eq!(run(&p, 0x1234, READ, NONE), ret::KILL_PROCESS);
+        assert_eq!(run(&p, AUDIT_ARCH_X86_64, X32_BIT | WRITE, NONE), ret::ERRNO | libc::ENOSYS as u32, "newer than the profile");
+        assert_eq!(run(&p, 0x1234, READ, NONE), ret::KILL_THREAD);
     }
 
     #[test]
@@ -335,6 +391,22 @@ mod tests {
         );
         let x = |a, b| run(&p, AUDIT_ARCH_X86_64, PERSONALITY, [a, b, 0, 0, 0, 0]);
         assert_eq!([x(0, 7), x(0, 6), x(8, 0), x(9, 9)], [ret::ALLOW, EPERM, ret::TRAP, EPERM]);
+        // Two conditions on one argument are alternatives, too.
+        let p = profile("SCMP_ACT_ERRNO", &[], vec![rule(&["write"], "SCMP_ACT_ALLOW", &[(0, 9, 0, "GT"), (0, 3, 0, "LT")])]);
+        let x = |a| run(&p, AUDIT_ARCH_X86_64, WRITE, [a, 0, 0, 0, 0, 0]);
+        assert_eq!([x(10), x(2), x(5)], [ret::ALLOW, ret::ALLOW, EPERM]);
+    }
+
+    #[test]
+    fn a_rule_without_conditions_is_all_there_is_to_say() {
+        let errno =
+            |n: u32, args: &[(u64, u64, u64, &str)]| LinuxSyscall { errno_ret: Some(n), ..rule(&["write"], "SCMP_ACT_ERRNO", args) };
+        let conditional = errno(5, &[(0, 8, 0, "EQ")]);
+        for rules in [vec![conditional.clone(), errno(6, &[])], vec![errno(6, &[]), conditional, errno(7, &[])]] {
+            assert_eq!(run(&profile("SCMP_ACT_ALLOW", &[], rules), AUDIT_ARCH_X86_64, WRITE, [8, 0, 0, 0, 0, 0]), ret::ERRNO | 6);
+        }
+        let allowed_first = vec![rule(&["write"], "SCMP_ACT_ALLOW", &[]), errno(6, &[])];
+        assert_eq!(run(&profile("SCMP_ACT_ALLOW", &[], allowed_first), AUDIT_ARCH_X86_64, WRITE, NONE), ret::ERRNO | 6);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Names of system calls, in the order of their numbers; `@N` sets the number of the next name.
 //!
-//! Facts: the kernel's arch/x86/entry/syscalls/syscall_64.tbl and syscall_32.tbl, up to Linux 6.10.
+//! Facts: the kernel's arch/x86/entry/syscalls/syscall_64.tbl (whose last part is x32's) and syscall_32.tbl, up to Linux 6.10.
 
 /// x86_64.
 pub const X86_64: &str = "\
@@ -38,6 +38,13 @@ pub const X86_64: &str = "\
     landlock_restrict_self memfd_secret process_mrelease futex_waitv set_mempolicy_home_node @452 fchmodat2 \
     map_shadow_stack futex_wake futex_wait futex_requeue statmount listmount lsm_get_self_attr lsm_set_self_attr \
     lsm_list_modules mseal";
+
+/// What x32 has of its own; the rest is x86_64's, but not the calls that are named here.
+pub const X32: &str = "\
+    @512 rt_sigaction rt_sigreturn ioctl readv writev recvfrom sendmsg recvmsg execve ptrace rt_sigpending rt_sigtimedwait \
+    rt_sigqueueinfo sigaltstack timer_create mq_notify kexec_load waitid set_robust_list get_robust_list vmsplice move_pages \
+    preadv pwritev rt_tgsigqueueinfo recvmmsg sendmmsg process_vm_readv process_vm_writev setsockopt getsockopt io_setup \
+    io_submit execveat preadv2 pwritev2";
 
 /// 32-bit x86.
 pub const X86: &str = "\
@@ -83,9 +90,9 @@ pub const X86: &str = "\
     process_mrelease futex_waitv set_mempolicy_home_node @452 fchmodat2 map_shadow_stack futex_wake futex_wait \
     futex_requeue statmount listmount lsm_get_self_attr lsm_set_self_attr lsm_list_modules mseal";
 
-/// The number of `name` in a table, if it has one.
-pub fn number(table: &str, name: &str) -> Option<u32> {
-    entries(table).find(|e| e.0 == name).map(|e| e.1)
+/// The number of `name` by the first of the tables that has it.
+pub fn number(tables: &[&str], name: &str) -> Option<u32> {
+    tables.iter().find_map(|table| entries(table).find(|e| e.0 == name).map(|e| e.1))
 }
 
 /// (name, number) of every call.
@@ -117,11 +124,14 @@ mod tests {
             ("clone3", libc::SYS_clone3),
             ("mseal", 462),
         ] {
-            assert_eq!(number(X86_64, name), Some(n as u32), "{name}");
+            assert_eq!(number(&[X86_64], name), Some(n as u32), "{name}");
         }
         for (name, n) in [("read", 3), ("execve", 11), ("socketcall", 102), ("openat", 295), ("clock_gettime64", 403)] {
-            assert_eq!(number(X86, name), Some(n), "{name}");
+            assert_eq!(number(&[X86], name), Some(n), "{name}");
         }
-        assert_eq!(number(X86_64, "socketcall"), None);
+        assert_eq!(number(&[X86_64], "socketcall"), None);
+        for (name, n) in [("read", 0), ("ioctl", 514), ("pwritev2", 547), ("openat", 257)] {
+            assert_eq!(number(&[X32, X86_64], name), Some(n), "{name}");
+        }
     }
 }

@@ -172,7 +172,7 @@ fn tap() -> OwnedFd {
 }
 
 fn nic(id: &str, last: u8) -> Device {
-    Device::Nic { id: id.into(), queues: vec![tap()], mac: [2, 0, 0, 0, 0, last], mtu: 1400 }
+    Device::Nic { id: id.into(), queues: vec![tap()], vhost: vec![], mac: [2, 0, 0, 0, 0, last], mtu: 1400 }
 }
 
 #[test]
@@ -228,7 +228,8 @@ fn a_guest_grows_and_takes_devices() {
     // Half of it works, the whole is undone: the next one finds nothing in its way.
     let none = Device::Block { id: "none".into(), path: "/no/such/disk".into(), read_only: true, serial: "x".into() };
     assert!(vm.plug(none).unwrap_err().cause.contains("/no/such/disk"));
-    let same = Device::Nic { id: "nic".into(), queues: vec![fs::File::open("/dev/null").unwrap().into()], mac: [2; 6], mtu: 1500 };
+    let same =
+        Device::Nic { id: "nic".into(), queues: vec![fs::File::open("/dev/null").unwrap().into()], vhost: vec![], mac: [2; 6], mtu: 1500 };
     assert!(vm.plug(same).is_err());
     for _ in 0..3 {
         vm.plug(nic("again", 9)).unwrap();

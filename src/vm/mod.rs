@@ -56,8 +56,9 @@ pub struct Size {
 pub enum Device {
     /// virtio-fs: `socket` is where its daemon listens, `tag` what the guest mounts.
     Share { id: String, socket: PathBuf, tag: String },
-    /// virtio-net over the queues of a tap, with the MAC and MTU of the interface it stands for.
-    Nic { id: String, queues: Vec<OwnedFd>, mac: [u8; 6], mtu: u32 },
+    /// virtio-net over the queues of a tap, with the MAC and MTU of the interface it stands for. `vhost` are descriptors of
+    /// /dev/vhost-net, one for each queue, or none: then QEMU moves the packets itself.
+    Nic { id: String, queues: Vec<OwnedFd>, vhost: Vec<OwnedFd>, mac: [u8; 6], mtu: u32 },
     /// A disk: a raw file or a block device. `serial` (at most 20 bytes) is how the guest finds it.
     Block { id: String, path: PathBuf, read_only: bool, serial: String },
     /// QEMU's user-mode network, for `osc run --network user`: (host address, host port, guest port) are forwarded (TCP).

@@ -6,6 +6,7 @@
 //! All of them sit in slots of one PCIe-to-PCI bridge: 31 places for the boot time of two root ports (each of those costs
 //! a TCG guest about 12 ms), and in every slot a device can come and go. Legacy virtio is off: it would need I/O ports.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
@@ -42,16 +43,28 @@ pub struct Parts {
     pub frontend: Value,
 }
 
-/// `device` in `slot`. `queues` name the descriptors of a tap: numbers on a command line, names given to `getfd` in QMP.
-pub fn parts(device: &Device, slot: usize, queues: &[String]) -> Parts {
+/// The descriptors that QEMU needs for `device`: a tap's queues, then their vhost workers.
+pub fn descriptors(device: &Device) -> Vec<&OwnedFd> {
+    match device {
+        Device::Nic { queues, vhost, .. } => queues.iter().chain(vhost).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// `device` in `slot`. `fds` name its [`descriptors`]: numbers on a command line, names given to `getfd` in QMP.
+pub fn parts(device: &Device, slot: usize, fds: &[String]) -> Parts {
     let host = format!("slot{slot}");
     let (backend, mut frontend) = match device {
         Device::Share { socket, tag, .. } => (
             Backend::Chardev { id: host.clone(), path: socket.to_string_lossy().into_owned() },
             json!({"driver": "vhost-user-fs-pci", "chardev": host, "tag": tag, "queue-size": FS_QUEUE}),
         ),
-        Device::Nic { mac, mtu, .. } => {
-            let netdev = json!({"type": "tap", "id": host, "fds": queues.join(":"), "vhost": false});
+        Device::Nic { mac, mtu, queues, .. } => {
+            let (queues, vhost) = fds.split_at(queues.len().min(fds.len()));
+            let mut netdev = json!({"type": "tap", "id": host, "fds": queues.join(":"), "vhost": !vhost.is_empty()});
+            if !vhost.is_empty() {
+                netdev["vhostfds"] = json!(vhost.join(":"));
+            }
             let mut nic = net_frontend(&host, *mac);
             nic["host_mtu"] = json!(mtu);
             if queues.len() > 1 {
@@ -95,6 +108,9 @@ pub fn check(device: &Device) -> Result<(), String> {
     match device {
         Device::Block { serial, .. } if serial.len() > 20 => Err(format!("serial {serial:?}: longer than the 20 bytes of virtio-blk")),
         Device::Nic { queues, .. } if queues.is_empty() => Err("a NIC without a tap".into()),
+        Device::Nic { queues, vhost, .. } if !vhost.is_empty() && vhost.len() != queues.len() => {
+            Err(format!("a NIC with {} queues and {} vhost workers", queues.len(), vhost.len()))
+        }
         Device::Share { socket, .. } if socket.as_os_str().as_bytes().len() > SOCKET_PATH => {
             Err(format!("{}: longer than the {SOCKET_PATH} bytes of a socket's path", socket.display()))
         }
@@ -198,7 +214,13 @@ mod tests {
 
     fn nic(queues: usize) -> Device {
         let null = || std::fs::File::open("/dev/null").unwrap().into();
-        Device::Nic { id: "nic0".into(), queues: (0..queues).map(|_| null()).collect(), mac: [2, 0, 0, 0, 0, 0xab], mtu: 1450 }
+        Device::Nic {
+            id: "nic0".into(),
+            queues: (0..queues).map(|_| null()).collect(),
+            vhost: vec![],
+            mac: [2, 0, 0, 0, 0, 0xab],
+            mtu: 1450,
+        }
     }
 
     #[test]
@@ -232,6 +254,11 @@ mod tests {
             one.args()[3],
             "virtio-net-pci,addr=0x2,bus=br0,disable-legacy=on,host_mtu=1450,id=nic0,mac=02:00:00:00:00:ab,netdev=slot2,romfile="
         );
+        let Device::Nic { id, queues, mac, mtu, .. } = nic(1) else { unreachable!() };
+        let vhost = vec![std::fs::File::open("/dev/null").unwrap().into()];
+        let fast = Device::Nic { id, queues, vhost, mac, mtu };
+        assert_eq!(parts(&fast, 2, &["7".into(), "8".into()]).args()[1], "tap,fds=7,id=slot2,vhost=on,vhostfds=8");
+        assert!(check(&nic(1)).is_ok() && check(&fast).is_ok());
         let many = parts(&nic(2), 2, &["a".into(), "b".into()]);
         assert_eq!(many.backend.add().1["fds"], "a:b");
         assert_eq!((&many.frontend["mq"], &many.frontend["vectors"]), (&json!(true), &json!(6)));

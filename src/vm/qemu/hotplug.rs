@@ -192,12 +192,9 @@ impl Slots {
 /// Plugs `device` into `slot`. Undone whole if it fails half-way.
 pub fn plug(qmp: &Qmp, device: &Device, slot: usize) -> Result<Backend> {
     use std::os::fd::AsFd;
-    let queues = match device {
-        Device::Nic { queues, .. } => queues.as_slice(),
-        _ => &[],
-    };
-    let names: Vec<String> = (0..queues.len()).map(|n| format!("slot{slot}-q{n}")).collect();
-    let given = names.iter().zip(queues).try_for_each(|(name, queue)| qmp.give(name, queue.as_fd()));
+    let fds = device::descriptors(device);
+    let names: Vec<String> = (0..fds.len()).map(|n| format!("slot{slot}-q{n}")).collect();
+    let given = names.iter().zip(fds).try_for_each(|(name, fd)| qmp.give(name, fd.as_fd()));
     let parts = device::parts(device, slot, &names);
     let (add, arguments) = parts.backend.add();
     if let Err(e) = given.and_then(|()| qmp.execute(add, arguments).map(drop)) {

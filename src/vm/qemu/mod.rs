@@ -267,20 +267,16 @@ fn backends(plan: &Plan) -> Vec<(String, device::Backend)> {
     plan.devices.iter().enumerate().map(backend).collect()
 }
 
-/// The number of each tap queue in QEMU, for each device.
+/// The number of each descriptor in QEMU, for each device.
 fn queue_numbers(devices: &[Device]) -> Vec<Vec<RawFd>> {
     let mut next = args::fd::FIRST_QUEUE..;
-    let count = |d: &Device| match d {
-        Device::Nic { queues, .. } => queues.len(),
-        _ => 0,
-    };
-    devices.iter().map(|d| next.by_ref().take(count(d)).collect()).collect()
+    devices.iter().map(|d| next.by_ref().take(device::descriptors(d).len()).collect()).collect()
 }
 
-/// The tap queues themselves, with these numbers.
+/// The descriptors themselves, with these numbers.
 fn take_queues(devices: &mut [Device]) -> Vec<(OwnedFd, RawFd)> {
     let queues = devices.iter_mut().flat_map(|d| match d {
-        Device::Nic { queues, .. } => std::mem::take(queues),
+        Device::Nic { queues, vhost, .. } => queues.drain(..).chain(vhost.drain(..)).collect(),
         _ => Vec::new(),
     });
     queues.zip(args::fd::FIRST_QUEUE..).collect()
@@ -383,7 +379,8 @@ mod tests {
     #[test]
     fn queues_are_numbered_in_order() {
         let null = || std::fs::File::open("/dev/null").unwrap().into();
-        let nic = |n: usize| Device::Nic { id: "n".into(), queues: (0..n).map(|_| null()).collect(), mac: [0; 6], mtu: 1500 };
+        let nic =
+            |n: usize| Device::Nic { id: "n".into(), queues: (0..n).map(|_| null()).collect(), vhost: vec![], mac: [0; 6], mtu: 1500 };
         let mut devices = [nic(2), Device::UserNet { id: "u".into(), forwards: vec![] }, nic(1)];
         assert_eq!(queue_numbers(&devices), [vec![7, 8], vec![], vec![9]]);
         assert_eq!(take_queues(&mut devices).iter().map(|f| f.1).collect::<Vec<_>>(), [7, 8, 9]);

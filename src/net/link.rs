@@ -9,6 +9,14 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
+const IFLA_AF_SPEC: u16 = 26;
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+
+/// No link-local address of its own.
+const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
+
+/// Bytes of an Ethernet address.
+pub const MAC: usize = 6;
 
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +30,17 @@ pub struct Link {
     pub flags: u32,
     /// `veth`, `vxlan`; empty for hardware.
     pub kind: String,
+}
+
+impl Link {
+    pub fn has(&self, flag: libc::c_int) -> bool {
+        self.flags & flag as u32 != 0
+    }
+
+    /// Its Ethernet address, where it has one.
+    pub fn ethernet(&self) -> Option<[u8; MAC]> {
+        self.mac.as_slice().try_into().ok()
+    }
 }
 
 /// `struct ifinfomsg`.
@@ -87,6 +106,24 @@ pub fn rename(nl: &mut Netlink, link: &Link, name: &str) -> Result<(), NetError>
 
 pub fn set_mtu(nl: &mut Netlink, link: &Link, mtu: u32) -> Result<(), NetError> {
     set(nl, format!("set MTU {mtu} of {}", link.name), change(link.index, 0, 0).number(IFLA_MTU, mtu))
+}
+
+/// The kernel shall not give `link` a link-local address: it is no host's. A kernel without IPv6 gives none anyway.
+pub fn no_link_local(nl: &mut Netlink, link: &Link) -> Result<(), NetError> {
+    let message = change(link.index, 0, 0)
+        .nest(IFLA_AF_SPEC, |m| m.nest(libc::AF_INET6 as u16, |m| m.attribute(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE])));
+    match nl.tell(&format!("take the link-local address of {}", link.name), message) {
+        Err(e) if matches!(e.errno(), Some(libc::EAFNOSUPPORT | libc::EINVAL)) => Ok(()),
+        other => other,
+    }
+}
+
+/// Removes the interface; that it is gone already is no error.
+pub fn remove(nl: &mut Netlink, link: &Link) -> Result<(), NetError> {
+    match nl.tell(&format!("remove {}", link.name), Message::new(libc::RTM_DELLINK, REQUEST | ACK, &fixed(link.index, 0, 0))) {
+        Err(e) if e.errno() == Some(libc::ENODEV) => Ok(()),
+        other => other,
+    }
 }
 
 /// `02:00:00:00:00:01`

@@ -1,17 +1,26 @@
-//! Netlink verbs on links, addresses, routes and neighbours. Knows nobody above.
+//! The network: netlink verbs, and what a pod's interfaces are to its VM. Knows nobody above.
 //!
-//! A small socket ([`netlink`]) and messages ([`message`]) below, verbs by what they act on above. Every error names the
-//! call, the device and the kernel's own words (extended acknowledgement).
+//! A small socket ([`netlink`]) and messages ([`message`]) below, verbs by what they act on above them, the models of a
+//! pod's network ([`scan`], [`endpoint`]) on top. Every error names the call, the device and the kernel's own words
+//! (extended acknowledgement).
 
 pub mod address;
+pub mod endpoint;
 pub mod link;
 pub mod message;
+pub mod namespace;
 pub mod neighbour;
 pub mod netlink;
 pub mod route;
+pub mod scan;
+pub mod tap;
+pub mod tc;
 
 use std::io;
 use std::net::IpAddr;
+use std::path::PathBuf;
+
+pub use namespace::Namespace;
 
 /// Why a netlink call failed.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +31,15 @@ pub enum NetError {
     /// No such device in this network namespace.
     #[error("no interface {0}")]
     NoLink(String),
+    /// The path is no network namespace, or it cannot be entered.
+    #[error("network namespace {}: {cause}", path.display())]
+    Namespace { path: PathBuf, cause: String },
+    /// A pod with the host's own network: there is nothing that a VM could be given.
+    #[error("network namespace {}: is the host's own; a pod in a VM cannot have the host's network", .0.display())]
+    Host(PathBuf),
+    /// Somebody else's traffic control is where ours would have to be.
+    #[error("{link} has an ingress qdisc with {filters} filters that are not ours: remove them, or `tc qdisc del dev {link} ingress`")]
+    Foreign { link: String, filters: usize },
     /// What was asked for is no address, prefix or MAC.
     #[error("{0}")]
     Invalid(String),
@@ -63,6 +81,16 @@ impl std::fmt::Display for Prefix {
     }
 }
 
+/// The network that an address is in: its bits beyond the prefix cleared.
+pub fn network_of(prefix: &Prefix) -> Prefix {
+    let mut bytes = octets(&prefix.address);
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        let kept = usize::from(prefix.length).saturating_sub(at * 8).min(8);
+        *byte &= !(0xffu16 >> kept) as u8;
+    }
+    Prefix { address: from_octets(&bytes).unwrap_or(prefix.address), length: prefix.length }
+}
+
 /// How long an address of this family is.
 pub fn bits(address: &IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
@@ -93,6 +121,19 @@ pub fn from_octets(bytes: &[u8]) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn networks() {
+        for (address, network) in [
+            ("10.1.2.3/24", "10.1.2.0/24"),
+            ("10.1.2.3/31", "10.1.2.2/31"),
+            ("10.1.2.3/0", "0.0.0.0/0"),
+            ("10.1.2.3/32", "10.1.2.3/32"),
+            ("fd00:1:2:3:4::5/60", "fd00:1:2::/60"),
+        ] {
+            assert_eq!(network_of(&Prefix::parse(address).unwrap()).to_string(), network);
+        }
+    }
 
     #[test]
     fn an_address_needs_its_prefix() {

@@ -18,18 +18,53 @@ const RTAX_MTU: u16 = 2;
 pub const ONLINK: u32 = 4;
 
 const TABLE_MAIN: u8 = 254;
+const PROTO_REDIRECT: u8 = 1;
 const PROTO_KERNEL: u8 = 2;
 const PROTO_BOOT: u8 = 3;
-const TYPE_UNICAST: u8 = 1;
+const PROTO_RA: u8 = 9;
+
+/// RTN_*: what becomes of a packet that a route matches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    #[default]
+    Unicast = 1,
+    /// Dropped without a word.
+    Blackhole = 6,
+    Unreachable = 7,
+    Prohibit = 8,
+    /// Looked up in the next table.
+    Throw = 9,
+}
+
+/// (kind, its name in `ip route`)
+const KINDS: [(Kind, &str); 5] = [
+    (Kind::Unicast, "unicast"),
+    (Kind::Blackhole, "blackhole"),
+    (Kind::Unreachable, "unreachable"),
+    (Kind::Prohibit, "prohibit"),
+    (Kind::Throw, "throw"),
+];
+
+impl Kind {
+    pub fn of(number: u8) -> Option<Kind> {
+        KINDS.iter().find(|k| k.0 as u8 == number).map(|k| k.0)
+    }
+
+    pub fn name(self) -> &'static str {
+        KINDS.iter().find(|k| k.0 == self).map_or("", |k| k.1)
+    }
+}
 
 /// A route of the main table.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Route {
+    pub kind: Kind,
     /// `None`: the default.
     pub destination: Option<Prefix>,
     pub gateway: Option<IpAddr>,
     pub source: Option<IpAddr>,
-    /// Index of the interface.
+    /// Index of the interface; 0 where a packet goes nowhere.
     pub link: u32,
     pub scope: u8,
     /// RTNH_F_*.
@@ -41,6 +76,8 @@ pub struct Route {
     pub ipv6: bool,
     /// The kernel made it with an address, and will again.
     pub by_kernel: bool,
+    /// A router told the kernel: the guest is told by itself.
+    pub by_router: bool,
 }
 
 /// `struct rtmsg`.
@@ -52,13 +89,16 @@ fn fixed(route: &Route) -> Vec<u8> {
         _ => libc::AF_INET as u8,
     };
     let length = route.destination.map(|d| d.length).unwrap_or(0);
-    let mut bytes = vec![family, length, 0, 0, TABLE_MAIN, PROTO_BOOT, route.scope, TYPE_UNICAST];
+    let mut bytes = vec![family, length, 0, 0, TABLE_MAIN, PROTO_BOOT, route.scope, route.kind as u8];
     bytes.extend(route.flags.to_ne_bytes());
     bytes
 }
 
 fn message(kind: u16, flags: u16, route: &Route) -> Message {
-    let mut m = Message::new(kind, flags, &fixed(route)).number(RTA_OIF, route.link);
+    let mut m = Message::new(kind, flags, &fixed(route));
+    if route.link != 0 {
+        m = m.number(RTA_OIF, route.link);
+    }
     if let Some(d) = &route.destination {
         m = m.attribute(RTA_DST, &octets(&d.address));
     }
@@ -79,6 +119,9 @@ fn message(kind: u16, flags: u16, route: &Route) -> Message {
 
 impl std::fmt::Display for Route {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.kind != Kind::Unicast {
+            write!(f, "{} ", self.kind.name())?;
+        }
         match &self.destination {
             Some(d) => write!(f, "{d}")?,
             None => write!(f, "default")?,
@@ -99,7 +142,7 @@ pub fn remove(nl: &mut Netlink, route: &Route) -> Result<(), NetError> {
     nl.tell(&format!("remove route {route}"), message(libc::RTM_DELROUTE, REQUEST | ACK, route))
 }
 
-/// Unicast routes of the main table, both families.
+/// Routes of the main table, both families. One with several next hops at once is left out.
 pub fn list(nl: &mut Netlink) -> Result<Vec<Route>, NetError> {
     let mut all = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
@@ -114,22 +157,27 @@ pub fn list(nl: &mut Netlink) -> Result<Vec<Route>, NetError> {
 fn parse(body: &[u8]) -> Option<Route> {
     const FIXED: usize = 12;
     let [family, length, _, _, table, protocol, scope, kind, ..] = *body else { return None };
-    if table != TABLE_MAIN || kind != TYPE_UNICAST {
+    if table != TABLE_MAIN {
         return None;
     }
+    let kind = Kind::of(kind)?;
     let all = attributes(body.get(FIXED..)?);
     let address = |kind: u16| find(&all, kind).and_then(from_octets);
     let mtu = find(&all, RTA_METRICS).and_then(|m| find(&attributes(m), RTAX_MTU)).and_then(number).unwrap_or(0);
+    // The kernel ties IPv6 routes that lead nowhere to the loopback.
+    let link = if kind == Kind::Unicast { find(&all, RTA_OIF).and_then(number)? } else { 0 };
     Some(Route {
+        kind,
         destination: address(RTA_DST).map(|address| Prefix { address, length }),
         gateway: address(RTA_GATEWAY),
         source: address(RTA_PREFSRC),
-        link: find(&all, RTA_OIF).and_then(number)?,
+        link,
         scope,
         flags: number(body.get(8..12)?)? & ONLINK,
         mtu,
         metric: find(&all, RTA_PRIORITY).and_then(number).unwrap_or(0),
         ipv6: i32::from(family) == libc::AF_INET6,
         by_kernel: protocol == PROTO_KERNEL,
+        by_router: matches!(protocol, PROTO_REDIRECT | PROTO_RA),
     })
 }

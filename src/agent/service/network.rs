@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{AgentService, Answer, DONE, invalid};
 use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
-use crate::net::route::{self, Route};
+use crate::net::route::{self, Kind, Route};
 use crate::net::{NetError, Prefix, address, neighbour};
 use crate::rpc::wire::agent::{
     AddArpNeighborsRequest, Interfaces, ListInterfacesRequest, ListRoutesRequest, Routes, UpdateInterfaceRequest, UpdateRoutesRequest,
@@ -33,7 +33,7 @@ impl AgentService {
     /// address that is not listed goes.
     pub(super) fn update_interface(&self, r: UpdateInterfaceRequest) -> Answer<Interface> {
         let wanted = r.interface.ok_or_else(|| invalid("UpdateInterface without an interface"))?;
-        let prefixes = wanted.ip_addresses.iter().map(prefix).collect::<Answer<Vec<_>>>()?;
+        let prefixes = wanted.ip_addresses.iter().map(|a| Ok((prefix(a)?, a.flags))).collect::<Answer<Vec<_>>>()?;
         let mac = if wanted.hw_addr.is_empty() { None } else { Some(link::parse_mac(&wanted.hw_addr).map_err(status)?) };
         let mut nl = Netlink::open().map_err(status)?;
         let found = appear(&mut nl, &wanted, mac.as_deref()).map_err(status)?;
@@ -47,7 +47,7 @@ impl AgentService {
         let mut nl = Netlink::open().map_err(status)?;
         let links = link::list(&mut nl).map_err(status)?;
         let mut routes = wanted.routes.iter().map(|w| parse(w, &links)).collect::<Answer<Vec<_>>>()?;
-        for old in route::list(&mut nl).map_err(status)?.iter().filter(|o| !o.by_kernel && !is_loopback(&links, o.link)) {
+        for old in route::list(&mut nl).map_err(status)?.iter().filter(|o| !o.by_kernel && !o.by_router && !is_loopback(&links, o.link)) {
             route::remove(&mut nl, old).map_err(status)?;
         }
         // What is reachable directly first: gateways must be before the routes through them.
@@ -104,7 +104,7 @@ fn appear(nl: &mut Netlink, wanted: &Interface, mac: Option<&[u8]>) -> Result<Li
     }
 }
 
-fn configure(nl: &mut Netlink, wanted: &Interface, prefixes: &[Prefix], mut found: Link) -> Result<(), NetError> {
+fn configure(nl: &mut Netlink, wanted: &Interface, prefixes: &[(Prefix, u32)], mut found: Link) -> Result<(), NetError> {
     if !wanted.name.is_empty() && found.name != wanted.name {
         link::up(nl, &found, false)?;
         make_room(nl, &wanted.name, found.index)?;
@@ -119,10 +119,10 @@ fn configure(nl: &mut Netlink, wanted: &Interface, prefixes: &[Prefix], mut foun
         link::set_flags(nl, &found, no_arp)?;
     }
     link::up(nl, &found, true)?;
-    for old in address::list(nl, &found)?.iter().filter(|old| !prefixes.contains(old) && !link_local(&old.address)) {
+    for old in address::list(nl, &found)?.iter().filter(|old| !prefixes.iter().any(|p| p.0 == **old) && !link_local(&old.address)) {
         address::remove(nl, &found, old)?;
     }
-    prefixes.iter().try_for_each(|p| address::add(nl, &found, p))
+    prefixes.iter().try_for_each(|(prefix, flags)| address::add_with(nl, &found, prefix, *flags))
 }
 
 /// Interfaces may trade names: whoever has the name now is called otherwise until its own turn.
@@ -151,20 +151,30 @@ fn parse(w: &WireRoute, links: &[Link]) -> Answer<Route> {
         "" => Ok(None),
         a => a.parse::<IpAddr>().map(Some).map_err(|_| invalid(format!("route: {text:?} is no address"))),
     };
-    let link = links.iter().find(|l| l.name == w.device).ok_or_else(|| status(NetError::NoLink(w.device.clone())))?;
+    let kind = match u8::try_from(w.kind) {
+        Ok(0) => Kind::Unicast,
+        Ok(number) => Kind::of(number).ok_or_else(|| invalid(format!("route to {:?} of kind {number}", w.dest)))?,
+        Err(_) => return Err(invalid(format!("route to {:?} of kind {}", w.dest, w.kind))),
+    };
+    let link = match kind {
+        Kind::Unicast => links.iter().find(|l| l.name == w.device).ok_or_else(|| status(NetError::NoLink(w.device.clone())))?.index,
+        _ => 0,
+    };
     let destination = if w.dest.is_empty() { None } else { Some(Prefix::parse(&w.dest).map_err(status)?) };
     Ok(Route {
+        kind,
         // A prefix of length 0 is the default by another name.
         destination: destination.filter(|d| d.length != 0),
         gateway: address(&w.gateway)?,
         source: address(&w.source)?,
-        link: link.index,
+        link,
         scope: w.scope as u8,
         flags: w.flags & route::ONLINK,
         mtu: w.mtu,
-        metric: 0,
+        metric: w.metric,
         ipv6: w.family == IpFamily::V6 as i32 || destination.is_some_and(|d| d.address.is_ipv6()),
         by_kernel: false,
+        by_router: false,
     })
 }
 
@@ -174,6 +184,7 @@ fn show(nl: &mut Netlink, l: &Link) -> Result<Interface, NetError> {
         family: if p.address.is_ipv6() { IpFamily::V6 } else { IpFamily::V4 } as i32,
         address: p.address.to_string(),
         mask: p.length.to_string(),
+        ..Default::default()
     });
     Ok(Interface {
         device: l.name.clone(),
@@ -198,5 +209,7 @@ fn show_route(r: &Route, links: &[Link]) -> WireRoute {
         family: if r.ipv6 { IpFamily::V6 } else { IpFamily::V4 } as i32,
         flags: r.flags,
         mtu: r.mtu,
+        metric: r.metric,
+        kind: if r.kind == Kind::Unicast { 0 } else { r.kind as u32 },
     }
 }

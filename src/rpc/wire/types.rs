@@ -27,6 +27,9 @@ pub struct IpAddress {
     /// The prefix's length, in decimal.
     #[prost(string, tag = "3")]
     pub mask: String,
+    /// Beyond Kata: IFA_F_* to set; IFA_F_NOPREFIXROUTE is the one that matters.
+    #[prost(uint32, tag = "1001")]
+    pub flags: u32,
 }
 
 /// A network interface of the guest.
@@ -78,6 +81,12 @@ pub struct Route {
     pub flags: u32,
     #[prost(uint32, tag = "8")]
     pub mtu: u32,
+    /// Beyond Kata: the metric; 0 is the kernel's default.
+    #[prost(uint32, tag = "1001")]
+    pub metric: u32,
+    /// Beyond Kata: RTN_*, for a route that leads nowhere (a blackhole); 0 is unicast.
+    #[prost(uint32, tag = "1002")]
+    pub kind: u32,
 }
 
 /// A neighbour that the guest need not ask for.

@@ -50,6 +50,9 @@ pub struct Args {
     /// Network: none, or user (QEMU's user-mode network: reaches out, and opens this host's loopback at 10.0.2.2)
     #[arg(long, value_name = "none|user", default_value = "none", value_parser = ["none", "user"])]
     pub network: String,
+    /// Give the command the interfaces of a network namespace: /run/netns/NAME
+    #[arg(long, value_name = "PATH", conflicts_with = "network")]
+    pub netns: Option<PathBuf>,
     /// Forward a host port to the command, with --network user: [ADDRESS:]PORT:GUESTPORT (loopback unless told otherwise)
     #[arg(long, short = 'p', value_name = "[ADDR:]PORT:PORT", value_parser = publish)]
     pub publish: Vec<(String, u16, u16)>,

@@ -197,6 +197,7 @@ fn new_sandbox(args: &Args, name: &str, spec: &Spec) -> Result<NewSandbox> {
         dns: Vec::new(),
         shm_size: 64 << 20,
         devices: args.devices()?,
+        netns: args.netns.clone(),
     })
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::NewSandbox;
 use super::agent::{Agent, failed};
+use super::network;
 use super::record::{Record, Thing};
 use super::volume::GUEST_SHM;
 use crate::error::{At, Failure, Result, Stage};
@@ -62,6 +63,17 @@ pub(super) fn boot(new: &mut NewSandbox, record: &Record, progress: &Progress) -
     };
     let daemon = Arc::new(Virtiofsd::start(&options, &share.source(), listener, record)?);
 
+    let network = match &new.netns {
+        Some(netns) => {
+            progress.stage("network");
+            let max = largest(new.config.default_maxvcpus, new.config.default_maxmemory, new.size);
+            let (network, endpoints) = network::attach(netns, max.vcpus, record)?;
+            new.devices.extend(endpoints.into_iter().map(network::device));
+            Some(network)
+        }
+        None => None,
+    };
+
     progress.stage("qemu");
     let user_net = new.devices.iter().any(|d| matches!(d, Device::UserNet { .. }));
     let plan = plan(new, &image, record.dir(), socket)?;
@@ -81,7 +93,11 @@ pub(super) fn boot(new: &mut NewSandbox, record: &Record, progress: &Progress) -
     }
 
     progress.stage("sandbox");
-    let made = seed(&agent).and_then(|()| create_in_guest(new, &agent)).and_then(|()| if user_net { user_network(&agent) } else { Ok(()) });
+    let made = seed(&agent).and_then(|()| create_in_guest(new, &agent)).and_then(|()| match &network {
+        Some(network) => network::configure(&agent, network),
+        None if user_net => user_network(&agent),
+        None => Ok(()),
+    });
     if let Err(status) = made {
         let failure = failed("set up the guest", status).stage(Stage::Agent).console(vm.console_tail(super::CONSOLE_LINES));
         vm.stop(Duration::ZERO);

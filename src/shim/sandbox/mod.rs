@@ -10,12 +10,13 @@ pub mod cleanup;
 pub mod container;
 pub mod hooks;
 pub mod io;
+mod network;
 pub mod record;
 mod spec;
 pub mod volume;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, SystemTime};
 
@@ -49,8 +50,10 @@ pub struct NewSandbox {
     pub dns: Vec<String>,
     /// Size of the pod's /dev/shm, bytes.
     pub shm_size: u64,
-    /// Devices besides the share.
+    /// Devices besides the share and the NICs of `netns`.
     pub devices: Vec<Device>,
+    /// The pod's network namespace, whose interfaces become the guest's; without one the guest has none.
+    pub netns: Option<PathBuf>,
 }
 
 /// What happens in a sandbox is told here, from threads of the sandbox.

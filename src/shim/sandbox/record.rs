@@ -33,6 +33,8 @@ pub enum Thing {
     File { path: PathBuf },
     /// A cgroup directory.
     Cgroup { path: PathBuf },
+    /// An interface of the pod's namespace that is tied to a tap.
+    Endpoint { tie: crate::net::endpoint::Tie },
 }
 
 /// A line of the journal.

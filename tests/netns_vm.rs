@@ -1,0 +1,97 @@
+//! A pod's network namespace becomes the guest's network: real VMs, real packets.
+
+mod common;
+#[path = "common/netns.rs"]
+mod netns;
+
+use common::{Background, Rootfs, can_run_vms, run, until};
+use netns::{PEER_V4, PEER_V6, POD_MAC, POD_V4, POD_V6, Pod};
+
+/// A root file system with the network's applets.
+fn root() -> Rootfs {
+    let root = Rootfs::new();
+    for applet in ["nc", "ip", "ping", "ping6", "arp", "sed", "grep", "sort"] {
+        std::os::unix::fs::symlink("busybox", root.path().join("bin").join(applet)).unwrap();
+    }
+    root
+}
+
+/// Runs a script in a VM that has the network of `pod`.
+fn in_vm(pod: &Pod, root: &Rootfs, script: &str) -> common::Output {
+    run(["run", "--rootfs", &root.arg(), "--netns", &pod.pod.arg(), "--", "sh", "-c", script])
+}
+
+#[test]
+fn the_guest_has_the_pods_interface_and_reaches_the_other_end() {
+    if !can_run_vms("pod network") {
+        return;
+    }
+    let (pod, root) = (Pod::new(), root());
+    pod.pod.run("ip neigh add 10.88.0.77 lladdr 02:00:00:00:00:77 dev eth0 nud permanent");
+    pod.pod.run("ip route add blackhole 10.99.0.0/16");
+    pod.pod.run("ip route add 10.77.0.0/16 via 10.88.0.9 metric 42 mtu 1400");
+    let before = pod.pod.state();
+    let script = format!(
+        "ping -c 2 -W 5 {PEER_V4} >/dev/null && echo four; ping6 -c 2 -W 5 {PEER_V6} >/dev/null && echo six; \
+         cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu; ip -o addr show eth0; ip route; ip -6 route; ip neigh"
+    );
+    let out = in_vm(&pod, &root, &script);
+    println!("{}\n{}", out.stdout, out.stderr);
+    for want in [
+        "four\n",
+        "six\n",
+        POD_MAC,
+        "\n1500\n",
+        "10.88.0.2/24",
+        "fd00:88::2/64",
+        "default via 10.88.0.1 dev eth0",
+        "10.77.0.0/16 via 10.88.0.9 dev eth0  metric 42",
+        "blackhole 10.99.0.0/16",
+        "default via fd00:88::1 dev eth0  metric 300",
+        "10.88.0.77 dev eth0 lladdr 02:00:00:00:00:77",
+    ] {
+        assert!(out.stdout.contains(want), "{want:?} in\n{}\n{}", out.stdout, out.stderr);
+    }
+    assert_eq!(pod.pod.state(), before);
+}
+
+#[test]
+fn the_other_end_reaches_a_server_in_the_guest_by_both_families() {
+    if !can_run_vms("server on the pod network") {
+        return;
+    }
+    let (pod, root) = (Pod::new(), root());
+    let before = pod.pod.state();
+    let script = "while :; do nc -l -p 80 -e echo served; done";
+    let extra = ["--rootfs", &root.arg(), "--cpus", "2", "--netns", &pod.pod.arg()];
+    let b = Background::start("serve", &extra, &["sh", "-c", script]);
+    for address in [POD_V4, POD_V6] {
+        let ask = || pod.peer.try_run(&format!("busybox nc -w 5 {address} 80 </dev/null"));
+        let answer = until("an answer of the guest", || Some(ask()).filter(|a| a.0 && !a.1.is_empty()));
+        assert_eq!(answer.1, "served\n");
+    }
+    // What a debugger on the host sees: the pod's own interface, and the redirections.
+    let filters = pod.pod.run("tc filter show dev eth0 ingress");
+    assert!(filters.contains("Egress Redirect to device tap0_kata"), "{filters}");
+    let tap = pod.pod.run("ip -d link show tap0_kata");
+    assert!(tap.contains("multi_queue numqueues 2") && tap.contains("vnet_hdr on") && tap.contains("mtu 1500"), "{tap}");
+    drop(b);
+    assert_eq!(pod.pod.state(), before);
+}
+
+#[test]
+fn a_namespace_that_is_none_ends_the_start_and_nothing_stays() {
+    if !can_run_vms("bad namespace") {
+        return;
+    }
+    let root = root();
+    for (path, why) in
+        [("/run/netns/no-such", "No such file"), ("/proc/self/ns/mnt", "no network namespace"), ("/proc/self/ns/net", "host's own")]
+    {
+        let name = common::name("badns");
+        let out = run(["run", "--name", &name, "--rootfs", &root.arg(), "--netns", path, "--", "true"]);
+        assert_eq!(out.status, 125);
+        assert!(out.stderr.contains("network:") && out.stderr.contains(path) && out.stderr.contains(why), "{}", out.stderr);
+        common::assert_clean(&name);
+    }
+}

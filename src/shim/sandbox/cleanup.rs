@@ -130,7 +130,8 @@ mod tests {
         let start = process::start_time(child.pid).unwrap();
         process::kill_named(child.pid, start + 1).unwrap();
         assert_eq!(process::start_time(child.pid), Some(start));
-        let thing = Thing::Process { what: "sleep".into(), marker: format!("osc-none-{}", child.pid), pid: Some(child.pid), start: Some(start) };
+        let thing =
+            Thing::Process { what: "sleep".into(), marker: format!("osc-none-{}", child.pid), pid: Some(child.pid), start: Some(start) };
         assert_eq!(undo(&Story { lines: vec![Line::Done { thing }] }), Vec::<String>::new());
         assert_eq!(child.wait().unwrap(), process::Ended::Signaled(9));
     }

@@ -18,6 +18,13 @@ pub fn in_own_process(test: &str, body: impl FnOnce()) {
     std::io::Read::read_to_string(&mut reader, &mut output).unwrap();
     assert_eq!(child.wait().unwrap(), Ended::Exited(0), "{output}");
     assert!(output.contains("1 passed"), "{test} is not the name of this test: {output}");
+    // What the test says, a skip above all, without what its harness says around it.
+    for line in output.lines().map(|l| l.strip_prefix(&format!("test {test} ... ")).unwrap_or(l)) {
+        let harness = line.is_empty() || line == "ok" || line.starts_with("running ") || line.starts_with("test result:");
+        if !harness {
+            println!("{line}");
+        }
+    }
 }
 
 /// Gives this process mounts of its own, that nobody else sees. In a process of its own only: it is for all its threads.

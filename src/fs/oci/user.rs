@@ -1,10 +1,11 @@
 //! Who a container's process is: names of its own /etc/passwd and /etc/group, read without leaving its root.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
 
 use crate::error::{Failure, Result, Stage};
 use crate::rpc::Code;
@@ -19,6 +20,14 @@ pub struct User {
     pub home: String,
 }
 
+/// The largest id, as with runc: larger ones are -1 and its like to somebody.
+const LARGEST_ID: u32 = i32::MAX as u32;
+
+/// A number that stands for a user or group of its own.
+fn id(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|&n| n <= LARGEST_ID)
+}
+
 /// `user`, `uid`, `user:group` or `uid:gid`, in the file system at `root`. Empty is root.
 pub fn resolve(root: &Path, user: &str) -> Result<User> {
     let (name, group) = match user.split_once(':') {
@@ -28,7 +37,7 @@ pub fn resolve(root: &Path, user: &str) -> Result<User> {
     let passwd = table(root, "etc/passwd");
     let groups = table(root, "etc/group");
     let wanted = if name.is_empty() { "0" } else { name };
-    let number = wanted.parse::<u32>().ok();
+    let number = id(wanted);
     let entry = passwd.iter().find(|f| f.first().is_some_and(|n| n == wanted) || (number.is_some() && uid_of(f) == number));
     let unknown = |kind: &str, what: &str| {
         Failure::new(
@@ -45,12 +54,12 @@ pub fn resolve(root: &Path, user: &str) -> Result<User> {
     };
     let login = entry.and_then(|f| f.first().cloned()).unwrap_or_default();
     let gid = match group.filter(|g| !g.is_empty()) {
-        Some(g) => match (g.parse(), groups.iter().find(|f| f.first().is_some_and(|n| n == g))) {
+        Some(g) => match (id(g), groups.iter().find(|f| f.first().is_some_and(|n| n == g))) {
             (_, Some(f)) => uid_of(f).ok_or_else(|| unknown("group", g))?,
-            (Ok(n), None) => n,
-            (Err(_), None) => return Err(unknown("group", g)),
+            (Some(n), None) => n,
+            (None, None) => return Err(unknown("group", g)),
         },
-        None => entry.and_then(|f| f.get(3)?.parse().ok()).unwrap_or(0),
+        None => entry.and_then(|f| id(f.get(3)?)).unwrap_or(0),
     };
     let member = |f: &&Vec<String>| !login.is_empty() && f.get(3).is_some_and(|m| m.split(',').any(|m| m == login));
     // Its own group is among them (CVE-2022-36109); one that was named explicitly stands alone, as with Docker's --user.
@@ -62,19 +71,23 @@ pub fn resolve(root: &Path, user: &str) -> Result<User> {
 
 /// The third field of a line: uid in passwd, gid in group.
 fn uid_of(fields: &[String]) -> Option<u32> {
-    fields.get(2)?.parse().ok()
+    id(fields.get(2)?)
 }
 
 /// The lines of a colon-separated file; none if it is not there.
 fn table(root: &Path, path: &str) -> Vec<Vec<String>> {
     /// More than this no passwd file has; a hostile image's may.
     const LARGEST: u64 = 4 << 20;
-    let read = || -> std::io::Result<String> {
-        let dir = rustix::fs::openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let read = || -> io::Result<String> {
+        let dir = openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let file = openat2(&dir, path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty(), resolve)?;
+        // Opened only when it is known to be a file: to open an image's device node is to use this host's device.
+        let found = openat2(&dir, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?;
+        if FileType::from_raw_mode(fstat(&found)?.st_mode) != FileType::RegularFile {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         let mut bytes = Vec::new();
-        File::from(file).take(LARGEST).read_to_end(&mut bytes)?;
+        File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))?.take(LARGEST).read_to_end(&mut bytes)?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     };
     read().unwrap_or_default().lines().map(|l| l.split(':').map(str::to_owned).collect()).collect()
@@ -106,7 +119,9 @@ mod tests {
     #[test]
     fn an_unknown_name_is_told() {
         let dir = root();
-        for (user, part) in [("nobody-here", "user \"nobody-here\""), ("app:nogroup", "group \"nogroup\"")] {
+        let unknown = ["nobody-here", "4294967295", "-1", "2147483648"].map(|u| (u.to_owned(), format!("user {u:?}")));
+        let groups = ["nogroup", "4294967295"].map(|g| (format!("app:{g}"), format!("group {g:?}")));
+        for (user, part) in unknown.iter().chain(&groups) {
             let e = resolve(dir.path(), user).unwrap_err();
             assert!(e.code == Code::InvalidArgument && e.cause.contains(part), "{e}");
         }
@@ -118,5 +133,10 @@ mod tests {
         std::fs::create_dir(dir.path().join("etc")).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", dir.path().join("etc/passwd")).unwrap();
         assert!(resolve(dir.path(), "daemon").is_err());
+        // A pipe would keep its reader waiting.
+        std::fs::remove_file(dir.path().join("etc/passwd")).unwrap();
+        rustix::fs::mknodat(CWD, dir.path().join("etc/passwd"), FileType::Fifo, Mode::from_raw_mode(0o644), 0).unwrap();
+        assert!(resolve(dir.path(), "daemon").is_err());
+        assert_eq!(resolve(dir.path(), "7").unwrap().uid, 7);
     }
 }

@@ -186,7 +186,7 @@ impl Args {
         let root = dir.join("rootfs");
         std::fs::create_dir_all(&root).at(Stage::Image, || format!("make {}", root.display()))?;
         let result = (|| {
-            let mut image = crate::fs::oci::Image::open(image)?;
+            let image = crate::fs::oci::Image::open(image)?;
             image.unpack(&root, &|what| progress.tell(what))?;
             let process = image.config.process(&self.command);
             if process.args.is_empty() {

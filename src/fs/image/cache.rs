@@ -62,13 +62,22 @@ impl Cache {
         }
     }
 
-    pub fn ensure(&self, want: &Want, progress: &dyn Fn(&str)) -> Result<GuestImage, ImageError> {
+    fn wanted(&self, want: &Want) -> Result<Wanted, ImageError> {
         let mut kernel = kernel::find_in(&self.host, want.kernel_release.as_deref())?;
         if let Some(dir) = &want.modules_dir {
             kernel.modules = dir.clone();
         }
         let inputs = Inputs::of(&kernel)?;
-        let wanted = Wanted { kernel, inputs, binary: build::identity(&self.program)? };
+        Ok(Wanted { kernel, inputs, binary: build::identity(&self.program)? })
+    }
+
+    /// What `ensure` would answer without building.
+    pub fn look(&self, want: &Want) -> Result<Option<GuestImage>, ImageError> {
+        Ok(self.fresh(&self.wanted(want)?, None))
+    }
+
+    pub fn ensure(&self, want: &Want, progress: &dyn Fn(&str)) -> Result<GuestImage, ImageError> {
+        let wanted = self.wanted(want)?;
         if let Some(dir) = &want.output {
             return self.build_apart(dir, &wanted, progress);
         }

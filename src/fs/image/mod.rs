@@ -39,6 +39,11 @@ pub fn ensure(want: &Want, progress: &dyn Fn(&str)) -> Result<GuestImage, ImageE
     cache::Cache::of_host().ensure(want, progress)
 }
 
+/// The image that [`ensure`] would answer without building one.
+pub fn fresh(want: &Want) -> Result<Option<GuestImage>, ImageError> {
+    cache::Cache::of_host().look(want)
+}
+
 /// The images in the cache, by kernel, oldest first.
 pub fn list() -> Vec<Stored> {
     cache::Cache::of_host().list()

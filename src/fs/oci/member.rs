@@ -169,14 +169,14 @@ impl<R: Read> Members<R> {
         Ok(Some(header))
     }
 
-    /// Exactly `length` bytes, or `None` where the stream ends before the first or, for padding, within it.
+    /// Exactly `length` bytes, or `None` where the stream ends before the first.
     fn take(&mut self, length: u64) -> io::Result<Option<Vec<u8>>> {
         let mut bytes = Vec::with_capacity(BLOCK as usize);
         self.from.by_ref().take(length).read_to_end(&mut bytes)?;
         self.at += bytes.len() as u64;
         match bytes.len() as u64 {
             n if n == length => Ok(Some(bytes)),
-            n if n == 0 || length < BLOCK => Ok(None),
+            0 => Ok(None),
             _ => Err(cut_short()),
         }
     }

@@ -115,5 +115,5 @@ fn damaged_and_hostile_images_are_refused_and_leave_nothing() {
     let largest = fs::read_dir(dir.path().join("blobs/sha256")).unwrap().flatten().max_by_key(|e| e.metadata().unwrap().len()).unwrap();
     let bytes = fs::read(largest.path()).unwrap();
     fs::write(largest.path(), &bytes[..bytes.len() / 2]).unwrap();
-    refused("a truncated blob", dir.path(), &["layer", "incomplete"]);
+    refused("a truncated blob", dir.path(), &["layer", "its manifest says", "fetch it again"]);
 }

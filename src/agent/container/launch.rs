@@ -43,7 +43,7 @@ pub fn launch(setup: &Setup, stdio: Given, join: Option<OwnedFd>, reaper: &Reape
     match follow(setup, &limits, &role, &mut process, &mut socket, reaper) {
         Ok((process, terminal)) => Ok(Launched { process, terminal, socket }),
         Err(e) => {
-            // A process that it forked and did not yet tell of dies with the socket: it reads from it before it does anything else.
+            // A process that it forked and did not yet tell of ends with the socket: it reads from it before it does anything else.
             for of_role in process.iter().chain([&role]) {
                 let _ = of_role.signal(libc::SIGKILL);
                 of_role.wait_for(super::KILLED);
@@ -92,6 +92,7 @@ fn follow(
             }
             Said::Pid(pid) => {
                 *process = Some(reaper.adopt(pid).map_err(internal("watch the process"))?);
+                socket.go_on().map_err(internal("osc-container"))?;
                 // It has nothing left to do, and must not be taken for a process of the container.
                 role.wait_for(super::KILLED);
             }

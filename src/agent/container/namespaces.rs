@@ -103,12 +103,13 @@ pub fn enter_existing(linux: &Linux) -> Result<(), Status> {
     Ok(())
 }
 
-/// Forks; the parent tells the agent the child's pid and ends. Returns in the child.
+/// Forks; the parent tells the agent the child's pid and ends. Returns in the child, once the agent knows it: it could
+/// otherwise be ahead of its parent's words, and its limits would be set to the wrong process.
 pub fn fork_into_pid(socket: &mut Child) -> Result<(), Status> {
     // SAFETY: this process has one thread; the child goes on in this very program.
     match unsafe { libc::fork() } {
         -1 => Err(failed("fork", io::Error::last_os_error())),
-        0 => Ok(()),
+        0 => socket.known().map_err(|e| failed("wait to be known", e)),
         pid => {
             let told = socket.pid(pid);
             // Left to PID 1, the agent, which has been told.

@@ -9,7 +9,7 @@
 //!                 'T' + SCM      the terminal's master
 //!                 'R'            ready: waiting for the start
 //!                 'E' i32 text   failed; the number is a gRPC code
-//! agent -> role   'G'            go on (answers 'U' and 'L')      'S' start (answers 'R')
+//! agent -> role   'G'            go on (answers 'U', 'L', 'P')     'S' start (answers 'R')
 //! ```
 //!
 //! The socket closes on exec: its end after the start proves that the program runs.
@@ -166,6 +166,11 @@ impl Child {
 
     pub fn pid(&mut self, pid: i32) -> io::Result<()> {
         self.0.write_all(&[&b"P"[..], &pid.to_be_bytes()].concat())
+    }
+
+    /// Waits, in the process that was forked, until the agent has its pid.
+    pub fn known(&mut self) -> io::Result<()> {
+        self.wait(b'G')
     }
 
     pub fn terminal(&mut self, master: BorrowedFd) -> io::Result<()> {

@@ -35,12 +35,27 @@ pub struct Context {
     pub deadline: Option<Instant>,
     pub metadata: Vec<KeyValue>,
     connection: Option<Arc<Connection>>,
+    after: Arc<Mutex<Option<After>>>,
+}
+
+/// Done once a call is answered.
+struct After(Box<dyn FnOnce() + Send>);
+
+impl std::fmt::Debug for After {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("After")
+    }
 }
 
 impl Context {
     /// Whether the caller's connection has ended: what is answered goes nowhere.
     pub fn closed(&self) -> bool {
         self.connection.as_ref().is_some_and(|c| c.closed.load(Ordering::Acquire))
+    }
+
+    /// Runs `act` when the answer of this call has been written: what it does may end the process.
+    pub fn after_answer(&self, act: impl FnOnce() + Send + 'static) {
+        *self.after.lock().unwrap_or_else(|p| p.into_inner()) = Some(After(Box::new(act)));
     }
 
     /// For the last arm of a service's `match`.
@@ -135,7 +150,7 @@ impl Server {
             let (call, text) = (call.clone(), format!("{method} took longer than its caller would wait"));
             (deadlines.clone(), deadlines.add(d, move || call.answer(Err(Status::new(Code::DeadlineExceeded, text)))))
         });
-        let context = Context { service: name, deadline, metadata, connection: Some(connection.clone()) };
+        let context = Context { service: name, deadline, metadata, connection: Some(connection.clone()), after: Arc::default() };
         let run = {
             let (call, timer) = (call.clone(), timer.clone());
             move || {
@@ -145,6 +160,10 @@ impl Server {
                 }
                 if let Some((deadlines, key)) = timer {
                     deadlines.remove(&key);
+                }
+                let after = context.after.lock().unwrap_or_else(|p| p.into_inner()).take();
+                if let Some(After(act)) = after {
+                    act();
                 }
             }
         };

@@ -24,6 +24,8 @@ pub mod process;
 pub mod role;
 pub mod rpc;
 pub mod shim;
+#[cfg(test)]
+mod testing;
 pub mod thread;
 pub mod vm;
 pub mod watch;

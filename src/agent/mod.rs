@@ -14,7 +14,7 @@ pub mod stdio;
 pub mod storage;
 pub mod streams;
 #[cfg(test)]
-pub mod testing;
+pub(crate) use crate::testing;
 pub mod uevent;
 
 use std::convert::Infallible;

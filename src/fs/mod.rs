@@ -3,5 +3,6 @@
 pub mod image;
 pub mod mount;
 pub mod oci;
+pub mod options;
 pub mod share;
 pub mod virtiofsd;

@@ -6,10 +6,9 @@
 
 mod device;
 mod drivers;
-mod options;
 mod owner;
 
-pub use options::Options;
+pub use crate::fs::options::Options;
 
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};

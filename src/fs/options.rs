@@ -53,6 +53,26 @@ pub struct Options {
     pub data: Vec<String>,
 }
 
+/// What mount(2) takes of data: a page, its last byte zero.
+const MOST_DATA: usize = 4096;
+
+/// The directory that all lower layers lie under, and the options with the layers named from there.
+fn compact(data: &[String]) -> (String, String) {
+    let layers = data.iter().find_map(|o| o.strip_prefix("lowerdir=")).unwrap_or_default();
+    let first = layers.split(':').next().unwrap_or_default();
+    let shared = layers.split(':').fold(first.len(), |n, l| n.min(l.bytes().zip(first.bytes()).take_while(|(a, b)| a == b).count()));
+    let common = first[..shared].rfind('/').map(|at| &first[..=at]).unwrap_or_default();
+    let relative = |o: &String| match o.strip_prefix("lowerdir=") {
+        Some(list) => {
+            let list: Vec<&str> = list.split(':').map(|l| l.strip_prefix(common).unwrap_or(l)).collect();
+            format!("lowerdir={}", list.join(":"))
+        }
+        None => o.clone(),
+    };
+    let data: Vec<String> = data.iter().map(relative).collect();
+    (if common.is_empty() { "/".into() } else { common.into() }, data.join(","))
+}
+
 /// `MountFlags` with an order to compare by.
 pub type Flags = u32;
 
@@ -81,7 +101,12 @@ impl Options {
     /// Mounts `source` at `target` as the options say. A failure leaves nothing mounted.
     pub fn mount(&self, source: &str, target: &Path, fstype: &str) -> io::Result<()> {
         let flags = F::from_bits_retain(self.flags);
-        let data = CString::new(self.data.join(","))?;
+        let data = self.data.join(",");
+        if fstype == "overlay" && data.len() >= MOST_DATA {
+            self.mount_compact(source, target, flags)?;
+            return self.finish(target, flags);
+        }
+        let data = CString::new(data)?;
         if self.bind || fstype == "bind" {
             if self.recursive { mount_bind_recursive(source, target)? } else { mount_bind(source, target)? }
         } else {
@@ -90,6 +115,21 @@ impl Options {
         self.finish(target, flags).inspect_err(|_| {
             let _ = crate::fs::mount::detach(target);
         })
+    }
+
+    /// An overlay of so many layers that their paths do not fit the page that mount(2) takes: they are named from the
+    /// directory they have in common. The working directory is changed in a thread of its own.
+    fn mount_compact(&self, source: &str, target: &Path, flags: F) -> io::Result<()> {
+        let (common, data) = compact(&self.data);
+        let (source, target, data) = (source.to_owned(), target.to_owned(), CString::new(data)?);
+        crate::thread::start("mount", move || -> io::Result<()> {
+            // SAFETY: from here this thread alone has a working directory of its own; nothing in memory changes.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS)? };
+            std::env::set_current_dir(&common)?;
+            Ok(mount(source.as_str(), target.as_path(), "overlay", flags, Some(data.as_c_str()))?)
+        })
+        .join()
+        .unwrap_or_else(|_| Err(io::Error::other("the mounting thread panicked")))
     }
 
     /// What takes a call of its own after the mount.
@@ -121,12 +161,19 @@ mod tests {
     }
 
     #[test]
+    fn layers_are_named_from_what_they_have_in_common() {
+        let data = ["index=off".to_owned(), "lowerdir=/v/s/12/fs:/v/s/13/fs:/v/s/9/fs".into(), "upperdir=/v/s/20/fs".into()];
+        assert_eq!(compact(&data), ("/v/s/".into(), "index=off,lowerdir=12/fs:13/fs:9/fs,upperdir=/v/s/20/fs".into()));
+        assert_eq!(compact(&["lowerdir=a:b".into()]).0, "/");
+    }
+
+    #[test]
     fn binds_get_their_flags_and_failures_leave_nothing() {
         if !rustix::process::geteuid().is_root() {
             return eprintln!("skipped: mounting needs root");
         }
-        crate::agent::testing::in_own_process("agent::storage::options::tests::binds_get_their_flags_and_failures_leave_nothing", || {
-            crate::agent::testing::own_mounts();
+        crate::testing::in_own_process("fs::options::tests::binds_get_their_flags_and_failures_leave_nothing", || {
+            crate::testing::own_mounts();
             let dir = tempfile::tempdir().unwrap();
             let (a, b) = (dir.path().join("a"), dir.path().join("b"));
             std::fs::create_dir_all(&a).unwrap();

@@ -47,7 +47,7 @@ fn row(dir: &Path) -> Option<Row> {
         (true, true) => "exited",
         (true, false) => "orphan",
     };
-    let exit_status = story.exit_of(&sandbox).map(|(status, _)| status);
+    let exit_status = story.exit_of(&sandbox).map(|(status, ..)| status);
     Some(Row { sandbox, manager: story.manager().unwrap_or_default(), state, pid, age: record::now().saturating_sub(created), exit_status })
 }
 
@@ -281,20 +281,21 @@ impl Fifos {
     /// Copies between the fifos, which the sandbox has opened by now, and our own descriptors. The outputs' threads end
     /// when the sandbox closes its ends.
     fn copy(&self, client: &Client, id: &str, exec: &str) -> Result<Vec<std::thread::JoinHandle<()>>> {
-        let open = |name: &str, write: bool| {
-            File::options().read(!write).write(write).open(self.dir.join(name)).at(Stage::Request, || format!("fifo {name}"))
-        };
-        let mut stdin = open("stdin", true)?;
+        let open = |name: &str| File::open(self.dir.join(name)).at(Stage::Request, || format!("fifo {name}"));
+        let stdin = self.dir.join("stdin");
         let (client, request) = (client.clone(), wire::CloseIoRequest { id: id.into(), exec_id: exec.into(), stdin: true });
         crate::thread::start("stdin", move || {
-            let _ = std::io::copy(&mut std::io::stdin(), &mut stdin);
+            // Opens once the sandbox reads it, which is when the process runs.
+            if let Ok(mut fifo) = File::options().write(true).open(stdin) {
+                let _ = std::io::copy(&mut std::io::stdin(), &mut fifo);
+            }
             let _: Result<Empty> = call(&client, "CloseIO", &request, Some(CALL));
         });
         let mut outputs = Vec::new();
-        let mut out = open("stdout", false)?;
+        let mut out = open("stdout")?;
         outputs.push(crate::thread::start("stdout", move || drop(copy(&mut out, &mut std::io::stdout()))));
         if !self.tty {
-            let mut err = open("stderr", false)?;
+            let mut err = open("stderr")?;
             outputs.push(crate::thread::start("stderr", move || drop(copy(&mut err, &mut std::io::stderr()))));
         }
         Ok(outputs)

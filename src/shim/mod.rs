@@ -2,13 +2,15 @@
 
 pub mod check;
 pub mod ctl;
-pub mod fifo;
 pub mod image;
 pub mod progress;
 pub mod report;
 pub mod run;
 pub mod sandbox;
+pub mod stats;
+pub mod stdio;
 pub mod task;
+pub mod v2;
 
 /// The Task API of every sandbox, in its state directory: what `osc exec`, `logs` and `stop` dial, whoever started it.
 pub const SOCKET: &str = "shim.sock";

@@ -9,6 +9,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::shim::sandbox::io::Sink;
+
 /// /run is memory: what a command writes beyond this is dropped, with one line that says so.
 const LIMIT: u64 = 64 << 20;
 
@@ -31,6 +33,8 @@ pub fn create(path: &Path) -> io::Result<(LogSink, LogSink)> {
     let shared = Arc::new(Mutex::new(Log { file, written: 0 }));
     Ok((LogSink { stream: "stdout", shared: shared.clone() }, LogSink { stream: "stderr", shared }))
 }
+
+impl Sink for LogSink {}
 
 impl Write for LogSink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

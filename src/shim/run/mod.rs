@@ -18,11 +18,10 @@ pub use args::Args;
 pub use log::print as print_log;
 
 use super::progress::Progress;
-use super::sandbox::hooks::{self, HookState};
-use super::sandbox::io::Stdio;
+use super::sandbox::io::{Source, Stdio};
 use super::sandbox::volume::Rootfs;
 use super::sandbox::{NewContainer, NewSandbox, Sandbox};
-use super::task::Task;
+use super::task::{self, Task};
 use crate::config::Config;
 use crate::error::{At, Failure, Result, Stage};
 use crate::process::{Session, Spawn, this_program};
@@ -103,29 +102,10 @@ fn serve_and_run(
     signals: File,
     progress: &Progress,
 ) -> Result<i32> {
-    let task = Task::of(sandbox.clone());
-    task.serve(&sandbox.dir().join(super::SOCKET))?;
+    task::serve(task::listen(&sandbox.dir().join(super::SOCKET))?, vec![Task::of(Arc::new(sandbox.clone()))]);
     progress.stage("container");
-    let state = |status| HookState { id: name, status, pid: std::process::id() as i32, bundle: &job.bundle };
     let stdio = stdio(args, terminal, sandbox.dir())?;
-    let host_hooks = job.spec.hooks.clone().unwrap_or_default();
-    for (kind, list) in [
-        ("prestart", &host_hooks.prestart),
-        ("createRuntime", &host_hooks.create_runtime),
-        ("createContainer", &host_hooks.create_container),
-    ] {
-        hooks::run(kind, list, &state("creating"))?;
-    }
-    let poststop = host_hooks.poststop.clone();
-    let result = start_and_wait(args, sandbox, name, job.spec, job.rootfs, stdio, terminal, signals, progress, || {
-        if let Err(e) = hooks::run("poststart", &host_hooks.poststart, &state("running")) {
-            ::log::warn!("{e}");
-        }
-    });
-    if let Err(e) = hooks::run("poststop", &poststop, &state("stopped")) {
-        ::log::warn!("{e}");
-    }
-    result
+    start_and_wait(args, sandbox, name, job, stdio, terminal, signals, progress)
 }
 
 #[allow(clippy::too_many_arguments)] // The run's whole context; it is used once.
@@ -133,20 +113,18 @@ fn start_and_wait(
     args: &Args,
     sandbox: &Arc<Sandbox>,
     name: &str,
-    spec: Spec,
-    rootfs: Rootfs,
+    job: Job,
     stdio: Stdio,
     terminal: bool,
     signals: File,
     progress: &Progress,
-    started: impl FnOnce(),
 ) -> Result<i32> {
-    let container = sandbox.create(NewContainer { id: name.into(), spec, rootfs, stdio })?;
+    let Job { spec, rootfs, bundle, .. } = job;
+    let container = sandbox.create(NewContainer { id: name.into(), spec, rootfs, stdio, bundle })?;
     progress.stage("command");
     progress.clear();
     let _raw = (terminal && !args.detach).then(terminal::Raw::enter).transpose().at(Stage::Container, || "terminal")?;
     container.start()?;
-    started();
     let weak = Arc::downgrade(sandbox);
     terminal::forward(signals, container.clone(), terminal && !args.detach, move || {
         if let Some(sandbox) = weak.upgrade() {
@@ -236,13 +214,20 @@ fn stdio(args: &Args, terminal: bool, dir: &Path) -> Result<Stdio> {
     let ours = |fd: std::os::fd::BorrowedFd| fd.try_clone_to_owned().map(File::from).at(Stage::Container, || "stdio");
     if args.detach {
         let (out, err) = log::create(&dir.join(LOG)).at(Stage::Container, || "log")?;
-        return Ok(Stdio { terminal, stdin: None, stdout: Some(Box::new(out)), stderr: (!terminal).then_some(Box::new(err)) });
+        return Ok(Stdio {
+            terminal,
+            stdin: None,
+            stdout: Some(Box::new(out)),
+            stderr: (!terminal).then_some(Box::new(err)),
+            ..Default::default()
+        });
     }
     Ok(Stdio {
         terminal,
-        stdin: Some(ours(std::io::stdin().as_fd())?),
+        stdin: Some(Source::Open(ours(std::io::stdin().as_fd())?)),
         stdout: Some(Box::new(ours(std::io::stdout().as_fd())?)),
         stderr: if terminal { None } else { Some(Box::new(ours(std::io::stderr().as_fd())?)) },
+        ..Default::default()
     })
 }
 

@@ -83,6 +83,7 @@ fn undo_one(thing: &Thing) -> io::Result<()> {
             known.into_iter().chain(marked(marker)).try_for_each(|(pid, start)| process::kill_named(pid, start))
         }
         Thing::Share { sandbox } => Share::of(sandbox).remove(),
+        Thing::Mount { path } => mount::detach(path),
         Thing::Tree { path } => remove_tree(path),
         Thing::File { path } => gone_is_fine(fs::remove_file(path)),
         Thing::Cgroup { path } => gone_is_fine(fs::remove_dir(path)),

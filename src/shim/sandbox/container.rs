@@ -4,12 +4,14 @@
 //! answer, then for the last byte of output, then tells everybody at once: state, waiters, the record, the face above.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::time::{Duration, SystemTime};
 
 use super::Sandbox;
 use super::agent::failed;
-use super::io::{Copies, Stdio, Streams};
+use super::hooks::{self, HookState};
+use super::io::{Copies, Names, Stdio, Streams};
 use super::volume::{self, Placed, Rootfs};
 use crate::error::{Failure, Result, Stage};
 use crate::rpc::Code;
@@ -55,6 +57,22 @@ pub enum Event {
     Oom {
         container: String,
     },
+    ExecAdded {
+        container: String,
+        exec: String,
+    },
+    Paused {
+        container: String,
+    },
+    Resumed {
+        container: String,
+    },
+    /// Told once nothing of the process is left.
+    Deleted {
+        container: String,
+        exec: String,
+        exit: Exit,
+    },
 }
 
 /// A process: a container's first (`exec` is empty) or one that was added.
@@ -62,19 +80,25 @@ pub struct Process {
     pub container: String,
     pub exec: String,
     pub terminal: bool,
+    /// What its manager calls its stdio.
+    pub names: Names,
     state: Mutex<State>,
     changed: Condvar,
+    /// Held while it is being started: its end is told after its start.
+    starting: Mutex<()>,
     copies: Mutex<Option<Copies>>,
 }
 
 impl Process {
-    fn new(container: &str, exec: &str, terminal: bool, copies: Copies) -> Arc<Process> {
+    fn new(container: &str, exec: &str, terminal: bool, names: Names, copies: Copies) -> Arc<Process> {
         Arc::new(Process {
             container: container.into(),
             exec: exec.into(),
             terminal,
+            names,
             state: Mutex::new(State::Created),
             changed: Condvar::new(),
+            starting: Mutex::default(),
             copies: Mutex::new(Some(copies)),
         })
     }
@@ -105,17 +129,21 @@ impl Process {
 
     /// No more stdin; what was sent before still arrives.
     pub fn close_stdin(&self) {
-        if let Some(copies) = self.copies.lock().unwrap_or_else(|p| p.into_inner()).as_mut() {
+        if let Some(copies) = self.copies.lock().unwrap_or_else(|p| p.into_inner()).as_ref() {
             copies.close_stdin();
         }
     }
 
-    /// Waits for the last output, then lets go of every descriptor.
-    fn drain(&self) {
+    /// Waits for the last output, then lets go of every descriptor. `last_word` is why it ended, where no command says so.
+    fn drain(&self, last_word: Option<&str>) {
         let copies = self.copies.lock().unwrap_or_else(|p| p.into_inner()).take();
-        let limit = if self.exec.is_empty() { None } else { Some(EXEC_DRAIN) };
+        let idle = if self.exec.is_empty() { None } else { Some(EXEC_DRAIN) };
         if let Some(copies) = copies {
-            if !copies.finish(limit) {
+            let whole = copies.finish(idle);
+            if let Some(word) = last_word {
+                copies.say(&format!("osc: {word}\n"));
+            }
+            if !whole {
                 log::info!("container {}: exec {} ended while another process holds its output open", self.container, self.exec);
             }
         }
@@ -128,6 +156,8 @@ pub struct NewContainer {
     pub spec: Spec,
     pub rootfs: Rootfs,
     pub stdio: Stdio,
+    /// Where its hooks are told that the bundle is, and where the file `oom` is left for its manager.
+    pub bundle: PathBuf,
 }
 
 /// A container of a sandbox.
@@ -136,10 +166,12 @@ pub struct Container {
     pub init: Arc<Process>,
     /// What the container's own process was told: an exec takes what it does not say itself from here.
     pub process: ProcessSpec,
-    pub hooks: Hooks,
+    pub bundle: PathBuf,
+    hooks: Hooks,
     paused: Mutex<bool>,
     execs: Mutex<BTreeMap<String, Exec>>,
-    placed: Mutex<Placed>,
+    /// Taken when the container's files go.
+    placed: Mutex<Option<Placed>>,
     sandbox: Weak<Sandbox>,
 }
 
@@ -156,40 +188,49 @@ fn gone() -> Failure {
 
 impl Container {
     /// Makes the container in the guest; its process waits to be started. Undone whole on an error.
-    pub(super) fn create(sandbox: &Arc<Sandbox>, new: NewContainer) -> Result<Container> {
-        let NewContainer { id, mut spec, rootfs, stdio } = new;
+    pub(super) fn create(sandbox: &Arc<Sandbox>, new: NewContainer) -> Result<Arc<Container>> {
+        let NewContainer { id, mut spec, rootfs, stdio, bundle } = new;
         let hooks = super::spec::to_guest(&mut spec, sandbox.config.disable_guest_seccomp)?;
         let process = spec.process.clone().unwrap_or_default();
-        let placed = volume::place(&id, &rootfs, &mut spec, &sandbox.share)?;
-        match Container::create_in_guest(sandbox, &id, spec, &placed, stdio) {
-            Ok(init) => Ok(Container {
-                id,
-                init,
-                process,
-                hooks,
-                paused: Mutex::new(false),
-                execs: Mutex::default(),
-                placed: Mutex::new(placed),
-                sandbox: Arc::downgrade(sandbox),
-            }),
+        let mut placed = volume::place(&id, rootfs, &mut spec, &sandbox.share, &sandbox.record)?;
+        let state = HookState { id: &id, status: "creating", pid: std::process::id() as i32, bundle: &bundle };
+        let made = hooks::before_create(&hooks, &state)
+            .and_then(|()| Container::create_in_guest(sandbox, &id, spec, std::mem::take(&mut placed.storages), stdio));
+        match made {
+            Ok(init) => {
+                let container = Arc::new(Container {
+                    id,
+                    init,
+                    process,
+                    bundle,
+                    hooks,
+                    paused: Mutex::new(false),
+                    execs: Mutex::default(),
+                    placed: Mutex::new(Some(placed)),
+                    sandbox: Arc::downgrade(sandbox),
+                });
+                container.watch(sandbox, &container.init);
+                Ok(container)
+            }
             Err(e) => {
-                for error in volume::remove(&placed, &sandbox.share) {
+                for error in volume::remove(placed, &sandbox.share, &sandbox.record) {
                     log::warn!("{error}");
                 }
+                hooks::after_stop(&hooks, &HookState { status: "stopped", ..state });
                 Err(e)
             }
         }
     }
 
-    fn create_in_guest(sandbox: &Sandbox, id: &str, spec: Spec, placed: &Placed, stdio: Stdio) -> Result<Arc<Process>> {
-        let terminal = stdio.terminal;
+    fn create_in_guest(sandbox: &Sandbox, id: &str, spec: Spec, storages: Vec<wire::Storage>, stdio: Stdio) -> Result<Arc<Process>> {
+        let (terminal, names) = (stdio.terminal, stdio.names.clone());
         let streams = Streams::dial(sandbox.vm.as_ref(), &stdio)?;
         let (stdin_port, stdout_port, stderr_port) = streams.ports();
         let copies = Copies::start(id, stdio, streams).map_err(|e| Failure::new(Stage::Container, format!("stdio of {id}: {e}")))?;
         let request = wire::CreateContainerRequest {
             container_id: id.into(),
             exec_id: id.into(),
-            storages: placed.storages.clone(),
+            storages,
             oci: Some(spec),
             stdin_port,
             stdout_port,
@@ -199,7 +240,7 @@ impl Container {
         let timeout = Some(sandbox.config.create_container_timeout);
         let made: Result<crate::rpc::wire::google::Empty, _> = sandbox.agent.call("CreateContainer", &request, timeout);
         match made {
-            Ok(_) => Ok(Process::new(id, "", terminal, copies)),
+            Ok(_) => Ok(Process::new(id, "", terminal, names, copies)),
             Err(status) => {
                 copies.finish(Some(Duration::ZERO));
                 Err(sandbox.explain(failed("", status)))
@@ -232,7 +273,13 @@ impl Container {
         let sandbox = self.sandbox()?;
         self.begin(&sandbox, &self.init, || {
             sandbox.agent.tell("StartContainer", &wire::StartContainerRequest { container_id: self.id.clone() })
-        })
+        })?;
+        hooks::after_start(&self.hooks, &self.hook_state("running"));
+        Ok(())
+    }
+
+    fn hook_state<'a>(&'a self, status: &'a str) -> HookState<'a> {
+        HookState { id: &self.id, status, pid: std::process::id() as i32, bundle: &self.bundle }
     }
 
     /// Adds a process; it is started by [`Container::start_exec`].
@@ -253,16 +300,18 @@ impl Container {
                 Failure::new(Stage::Container, format!("container {} has an exec {exec} already", self.id)).code(Code::AlreadyExists)
             );
         }
-        let terminal = stdio.terminal;
+        let (terminal, names) = (stdio.terminal, stdio.names.clone());
         let streams = Streams::dial(sandbox.vm.as_ref(), &stdio)?;
         let ports = streams.ports();
         let copies = Copies::start(exec, stdio, streams).map_err(|e| Failure::new(Stage::Container, format!("stdio of {exec}: {e}")))?;
-        let added = Process::new(&self.id, exec, terminal, copies);
+        let added = Process::new(&self.id, exec, terminal, names, copies);
         execs.insert(exec.into(), Exec { process: added, pending: Some((process, ports)) });
+        drop(execs);
+        sandbox.tell(&Event::ExecAdded { container: self.id.clone(), exec: exec.into() });
         Ok(())
     }
 
-    pub fn start_exec(&self, exec: &str) -> Result<()> {
+    pub fn start_exec(self: &Arc<Self>, exec: &str) -> Result<()> {
         let sandbox = self.sandbox()?;
         let (process, pending) = {
             let mut execs = self.execs();
@@ -281,34 +330,46 @@ impl Container {
             stderr_port,
             ..Default::default()
         };
-        self.begin(&sandbox, &process, || sandbox.agent.tell("ExecProcess", &request))
+        self.begin(&sandbox, &process, || sandbox.agent.tell("ExecProcess", &request))?;
+        self.watch(&sandbox, &process);
+        Ok(())
     }
 
-    /// Runs `start`, then has the process watched.
     fn begin(&self, sandbox: &Arc<Sandbox>, process: &Arc<Process>, start: impl FnOnce() -> Result<(), crate::rpc::Status>) -> Result<()> {
+        let _starting = process.starting.lock().unwrap_or_else(|p| p.into_inner());
         if process.state() != State::Created {
-            return Err(Failure::new(Stage::Container, format!("container {} was started already", self.id)).code(Code::FailedPrecondition));
+            let what = if process.exec.is_empty() { format!("container {}", self.id) } else { format!("exec {}", process.exec) };
+            return Err(Failure::new(Stage::Container, format!("{what} was started already")).code(Code::FailedPrecondition));
         }
         if let Err(status) = start() {
             let failure = sandbox.explain(failed("", status));
-            process.drain();
+            process.drain(None);
             process.set(State::Stopped(Exit { status: super::exit_status(&failure), at: SystemTime::now() }));
             return Err(failure);
         }
+        if let Some(copies) = process.copies.lock().unwrap_or_else(|p| p.into_inner()).as_mut() {
+            copies.begin_stdin(if process.exec.is_empty() { &process.container } else { &process.exec });
+        }
         process.set(State::Running);
         sandbox.tell(&Event::Started { container: process.container.clone(), exec: process.exec.clone() });
-        let (sandbox, process) = (Arc::downgrade(sandbox), process.clone());
-        crate::thread::start(&format!("wait-{}", process.container), move || watch(&sandbox, &process));
         Ok(())
+    }
+
+    /// Has the end of `process` waited for, on a thread of its own.
+    fn watch(self: &Arc<Self>, sandbox: &Arc<Sandbox>, process: &Arc<Process>) {
+        let (sandbox, container, process) = (Arc::downgrade(sandbox), Arc::downgrade(self), process.clone());
+        crate::thread::start(&format!("wait-{}", process.container), move || watch(&sandbox, &container, &process));
     }
 
     /// Sends a signal to one process, or with `all` to every process of the container.
     pub fn signal(&self, exec: &str, signal: u32, all: bool) -> Result<()> {
         let process = self.process(exec)?;
         match process.state() {
-            State::Stopped(_) => {
+            // "Is it alive?" is told the truth; any other signal has nothing left to do (CRI-O takes an error for a failed stop).
+            State::Stopped(_) if signal == 0 => {
                 return Err(Failure::new(Stage::Container, format!("process {}{exec} has ended", self.id)).code(Code::NotFound));
             }
+            State::Stopped(_) => return Ok(()),
             State::Created if !exec.is_empty() => {
                 return Err(Failure::new(Stage::Container, format!("exec {exec} was not started")).code(Code::FailedPrecondition));
             }
@@ -322,7 +383,7 @@ impl Container {
             _ => exec.to_owned(),
         };
         let request = wire::SignalProcessRequest { container_id: self.id.clone(), exec_id, signal };
-        sandbox.agent.tell("SignalProcess", &request).map_err(|s| failed("", s))
+        sandbox.agent.tell("SignalProcess", &request).map_err(|s| sandbox.explain(failed("", s)))
     }
 
     pub fn resize(&self, exec: &str, rows: u32, columns: u32) -> Result<()> {
@@ -335,6 +396,7 @@ impl Container {
         let request = wire::PauseContainerRequest { container_id: self.id.clone() };
         self.sandbox()?.agent.tell("PauseContainer", &request).map_err(|s| failed("", s))?;
         *self.paused.lock().unwrap_or_else(|p| p.into_inner()) = true;
+        self.sandbox()?.tell(&Event::Paused { container: self.id.clone() });
         Ok(())
     }
 
@@ -342,6 +404,7 @@ impl Container {
         let request = wire::ResumeContainerRequest { container_id: self.id.clone() };
         self.sandbox()?.agent.tell("ResumeContainer", &request).map_err(|s| failed("", s))?;
         *self.paused.lock().unwrap_or_else(|p| p.into_inner()) = false;
+        self.sandbox()?.tell(&Event::Resumed { container: self.id.clone() });
         Ok(())
     }
 
@@ -366,7 +429,7 @@ impl Container {
         let exit = match found.process.state() {
             State::Stopped(exit) => exit,
             State::Created => {
-                found.process.drain();
+                found.process.drain(None);
                 Exit { status: 0, at: SystemTime::now() }
             }
             State::Running => {
@@ -374,47 +437,61 @@ impl Container {
             }
         };
         execs.remove(exec);
+        drop(execs);
+        if let Some(sandbox) = self.sandbox.upgrade() {
+            sandbox.tell(&Event::Deleted { container: self.id.clone(), exec: exec.into(), exit });
+        }
         Ok(exit)
     }
 
-    /// Takes the container out of the guest and its files out of the share. Answers what went wrong: none of it keeps the
-    /// rest from going.
-    pub(super) fn remove(&self, sandbox: &Sandbox, guest_lives: bool) -> Vec<String> {
-        let mut errors = Vec::new();
-        if guest_lives {
+    /// Takes the container out of the guest and its files out of the share, once. None of what goes wrong keeps the rest from
+    /// going.
+    pub(super) fn release(&self, sandbox: &Sandbox) {
+        let mut placed = self.placed.lock().unwrap_or_else(|p| p.into_inner());
+        let Some(placed) = placed.take() else { return };
+        if sandbox.death().is_none() {
             let request = wire::RemoveContainerRequest { container_id: self.id.clone(), timeout: 0 };
-            if let Err(s) = sandbox.agent.tell("RemoveContainer", &request) {
-                if s.code != Code::NotFound {
-                    errors.push(format!("container {}: remove: {s}", self.id));
-                }
+            match sandbox.agent.tell("RemoveContainer", &request) {
+                Err(s) if s.code != Code::NotFound => log::warn!("container {}: remove: {s}", self.id),
+                _ => {}
             }
         }
-        if self.init.state() == State::Created {
-            self.init.copies.lock().unwrap_or_else(|p| p.into_inner()).take();
+        self.init.drain(None);
+        for error in volume::remove(placed, &sandbox.share, &sandbox.record) {
+            log::warn!("{error}");
         }
-        let placed = std::mem::take(&mut *self.placed.lock().unwrap_or_else(|p| p.into_inner()));
-        errors.extend(volume::remove(&placed, &sandbox.share));
-        errors
+        hooks::after_stop(&self.hooks, &self.hook_state("stopped"));
     }
 }
 
 /// Waits for the end of `process` and tells everybody.
-fn watch(sandbox: &Weak<Sandbox>, process: &Process) {
+fn watch(sandbox: &Weak<Sandbox>, container: &Weak<Container>, process: &Process) {
     let exec_id = if process.exec.is_empty() { process.container.clone() } else { process.exec.clone() };
     let request = wire::WaitProcessRequest { container_id: process.container.clone(), exec_id };
     let Some(strong) = sandbox.upgrade() else { return };
     let agent = strong.agent.clone();
     drop(strong);
     let answer: Result<wire::WaitProcessResponse, _> = agent.call("WaitProcess", &request, None);
-    if let (Err(status), Some(sandbox)) = (&answer, sandbox.upgrade()) {
-        // Whoever is told of the end shall be able to ask why.
-        sandbox.explain(failed("", status.clone()));
+    let starting = process.starting.lock().unwrap_or_else(|p| p.into_inner());
+    if matches!(process.state(), State::Stopped(_)) {
+        // Its start failed, which whoever asked for it was told.
+        return;
     }
-    let status = answer.map(|r| r.status).unwrap_or(LOST);
-    process.drain();
-    let exit = Exit { status, at: SystemTime::now() };
-    if let Some(sandbox) = sandbox.upgrade() {
+    drop(starting);
+    let sandbox = sandbox.upgrade();
+    // Whoever is told of the end shall be able to ask why.
+    let reason = match (&answer, &sandbox) {
+        (Err(status), Some(sandbox)) => Some(sandbox.explain(failed("", status.clone())).to_string()),
+        _ => None,
+    };
+    process.drain(reason.as_deref());
+    let exit = Exit { status: answer.map(|r| r.status).unwrap_or(LOST), at: SystemTime::now() };
+    if let Some(sandbox) = &sandbox {
         sandbox.ended(process, exit);
+        // A manager unmounts the root file system as soon as its Wait returns: by then the share has let go of it.
+        if let Some(container) = container.upgrade().filter(|_| process.exec.is_empty()) {
+            container.release(sandbox);
+        }
     }
     process.set(State::Stopped(exit));
 }

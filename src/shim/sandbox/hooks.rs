@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::error::{Failure, Result, Stage};
 use crate::process::{Ended, Spawn, pipe};
-use crate::rpc::wire::oci::Hook;
+use crate::rpc::wire::oci::{Hook, Hooks};
 
 /// What a hook that names no timeout may take.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -39,8 +39,25 @@ impl HookState<'_> {
     }
 }
 
+/// Those that come before a container is made; one that fails keeps it from being made.
+pub fn before_create(hooks: &Hooks, state: &HookState) -> Result<()> {
+    run("prestart", &hooks.prestart, state)?;
+    run("createRuntime", &hooks.create_runtime, state)?;
+    run("createContainer", &hooks.create_container, state)
+}
+
+/// Those that come once it runs.
+pub fn after_start(hooks: &Hooks, state: &HookState) {
+    run("poststart", &hooks.poststart, state).unwrap_or_else(|e| log::warn!("{e}"));
+}
+
+/// Those that come when it is gone, also where it never came to be.
+pub fn after_stop(hooks: &Hooks, state: &HookState) {
+    run("poststop", &hooks.poststop, state).unwrap_or_else(|e| log::warn!("{e}"));
+}
+
 /// Runs `hooks` in order; the first that fails ends it.
-pub fn run(kind: &str, hooks: &[Hook], state: &HookState) -> Result<()> {
+fn run(kind: &str, hooks: &[Hook], state: &HookState) -> Result<()> {
     hooks
         .iter()
         .try_for_each(|hook| run_one(hook, state).map_err(|e| Failure::new(Stage::Container, format!("{kind} hook {}: {e}", hook.path))))

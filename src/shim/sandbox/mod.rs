@@ -15,19 +15,19 @@ pub mod record;
 mod spec;
 pub mod volume;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use agent::Agent;
 pub use boot::{dry_run, host_memory_mib};
-pub use container::{Container, Event, Exit, NewContainer, Process, State};
+pub use container::{Container, Event, Exit, LOST, NewContainer, Process, State};
 use record::{Claim, Record};
 
 use super::progress::Progress;
 use crate::config::Config;
-use crate::error::{Failure, Result, Stage};
+use crate::error::{At, Failure, Result, Stage};
 use crate::fs::image::GuestImage;
 use crate::fs::share::Share;
 use crate::fs::virtiofsd::Virtiofsd;
@@ -73,6 +73,22 @@ pub struct Sandbox {
     death: Mutex<Option<Failure>>,
     died: Condvar,
     observer: OnceLock<Observer>,
+    /// Ids of containers that are being made.
+    creating: Mutex<BTreeSet<String>>,
+    /// Held by whoever takes the sandbox down; the next finds it done.
+    stopping: Mutex<bool>,
+}
+
+/// An id between the begin and the end of its creation.
+struct Reserved<'a> {
+    sandbox: &'a Sandbox,
+    id: String,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.sandbox.creating.lock().unwrap_or_else(|p| p.into_inner()).remove(&self.id);
+    }
 }
 
 /// The id becomes a file name, a cgroup's and an argument of QEMU.
@@ -129,14 +145,22 @@ impl Sandbox {
             death: Mutex::new(None),
             died: Condvar::new(),
             observer: OnceLock::new(),
+            creating: Mutex::default(),
+            stopping: Mutex::default(),
         });
         sandbox.watch(booted.daemon);
+        sandbox.watch_ooms();
         Ok(sandbox)
     }
 
     /// Who is told of events. Only the first call counts.
     pub fn observe(&self, observer: Observer) {
         let _ = self.observer.set(observer);
+    }
+
+    /// Something made elsewhere that goes with the sandbox.
+    pub fn owns(&self, thing: record::Thing) -> Result<()> {
+        self.record.done(thing).at(Stage::Request, || "record")
     }
 
     /// Where the sandbox's state lies.
@@ -154,9 +178,21 @@ impl Sandbox {
         if self.containers().contains_key(&new.id) {
             return Err(Failure::new(Stage::Container, format!("container {} exists already", new.id)).code(Code::AlreadyExists));
         }
-        let container = Arc::new(Container::create(self, new)?);
+        if let Some(death) = self.death() {
+            return Err(death);
+        }
+        let _creating = self.reserve(&new.id)?;
+        let container = Container::create(self, new)?;
         self.containers().insert(container.id.clone(), container.clone());
         Ok(container)
+    }
+
+    /// Keeps a second create of the same id out while the first is under way.
+    fn reserve(&self, id: &str) -> Result<Reserved<'_>> {
+        if !self.creating.lock().unwrap_or_else(|p| p.into_inner()).insert(id.to_owned()) {
+            return Err(Failure::new(Stage::Container, format!("container {id} is being created")).code(Code::AlreadyExists));
+        }
+        Ok(Reserved { sandbox: self, id: id.to_owned() })
     }
 
     pub fn container(&self, id: &str) -> Result<Arc<Container>> {
@@ -181,11 +217,33 @@ impl Sandbox {
                     .way_out(way_out));
             }
         };
-        for error in container.remove(self, self.death().is_none()) {
-            log::warn!("{error}");
-        }
+        container.release(self);
         self.containers().remove(id);
+        self.tell(&Event::Deleted { container: id.into(), exec: String::new(), exit });
         Ok(exit)
+    }
+
+    /// Blocks until the sandbox has ended; true if it was stopped, false if it died.
+    pub fn wait_end(&self) -> bool {
+        let mut death = self.death.lock().unwrap_or_else(|p| p.into_inner());
+        while death.is_none() {
+            death = self.died.wait(death).unwrap_or_else(|p| p.into_inner());
+        }
+        drop(death);
+        *self.stopping.lock().unwrap_or_else(|p| p.into_inner())
+    }
+
+    /// The figures of all its containers together; the network's are the pod's own.
+    pub fn stats(&self) -> Result<wire::StatsContainerResponse> {
+        let containers: Vec<_> = self.containers().values().cloned().collect();
+        let mut sum = wire::StatsContainerResponse::default();
+        for container in containers {
+            // One that ends meanwhile has no figures any more.
+            if let Ok(figures) = container.stats() {
+                super::stats::add(&mut sum, figures);
+            }
+        }
+        Ok(sum)
     }
 
     /// Why the sandbox died, once it has.
@@ -208,6 +266,10 @@ impl Sandbox {
     /// Ends the sandbox: its guest, its VM, everything on the host. `keep` leaves the state directory (what `osc logs` and
     /// `osc ps --all` read of a detached run that ended).
     pub fn stop(&self, keep: bool) {
+        let mut stopped = self.stopping.lock().unwrap_or_else(|p| p.into_inner());
+        if std::mem::replace(&mut *stopped, true) {
+            return;
+        }
         if self.death().is_none() {
             // An expected end is no failure, but it is the reason that a later call is given.
             self.set_death(Failure::new(Stage::Agent, "the sandbox was stopped").code(Code::Unavailable));
@@ -216,6 +278,8 @@ impl Sandbox {
         }
         self.vm.stop(GRACE);
         self.agent.close();
+        let containers: Vec<_> = self.containers().values().cloned().collect();
+        containers.iter().for_each(|c| c.release(self));
         if keep {
             let errors = record::read(self.dir()).map(|story| cleanup::undo(&story)).unwrap_or_default();
             errors.iter().for_each(|e| log::warn!("{e}"));
@@ -244,6 +308,23 @@ impl Sandbox {
             if sandbox.vm.ended().is_none() {
                 sandbox.lost(boot::daemon_died(&end));
                 sandbox.vm.stop(Duration::ZERO);
+            }
+        });
+    }
+
+    /// Tells of every OOM kill in the guest, for as long as it lives.
+    fn watch_ooms(self: &Arc<Self>) {
+        let (weak, agent) = (Arc::downgrade(self), self.agent.clone());
+        crate::thread::start("watch-oom", move || {
+            while let Ok(event) = agent.call::<_, wire::OomEvent>("GetOOMEvent", &wire::GetOomEventRequest::default(), None) {
+                let Some(sandbox) = weak.upgrade() else { return };
+                if let Ok(container) = sandbox.container(&event.container_id) {
+                    // CRI-O looks for it once its Wait has returned.
+                    if let Err(e) = std::fs::write(container.bundle.join("oom"), "") {
+                        log::warn!("container {}: {}: {e}", container.id, container.bundle.display());
+                    }
+                    sandbox.tell(&Event::Oom { container: container.id.clone() });
+                }
             }
         });
     }

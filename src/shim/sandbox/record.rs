@@ -29,6 +29,8 @@ pub enum Thing {
     Share { sandbox: String },
     /// A directory tree of our own, mounts inside it included.
     Tree { path: PathBuf },
+    /// A mount made of a container's root file system.
+    Mount { path: PathBuf },
     /// A file, socket or link.
     File { path: PathBuf },
     /// A cgroup directory.
@@ -187,10 +189,10 @@ impl Story {
         standing
     }
 
-    /// How `container` ended: (status, reason).
-    pub fn exit_of(&self, container: &str) -> Option<(i32, String)> {
+    /// How `container` ended: (status, seconds since the epoch, reason).
+    pub fn exit_of(&self, container: &str) -> Option<(i32, u64, String)> {
         self.lines.iter().rev().find_map(|l| match l {
-            Line::Exited { container: c, status, reason, .. } if c == container => Some((*status, reason.clone())),
+            Line::Exited { container: c, status, at, reason } if c == container => Some((*status, *at, reason.clone())),
             _ => None,
         })
     }

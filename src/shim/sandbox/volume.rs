@@ -11,7 +11,9 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::error::{Failure, Result, Stage};
+use super::record::{Record, Thing};
+use crate::error::{At, Failure, Result, Stage};
+use crate::fs::mount;
 use crate::fs::share::{self, GUEST_ROOT, Share};
 use crate::rpc::Code;
 use crate::rpc::wire::agent::Storage;
@@ -27,11 +29,15 @@ pub enum Rootfs {
     Dir(PathBuf),
     /// A directory that it reads; what it writes goes to memory of the guest and is thrown away.
     Overlay(PathBuf),
+    /// Mounts that make it up at `target`, one over the other; made with the container and taken down with it.
+    Mounts { mounts: Vec<Mount>, target: PathBuf },
 }
 
 /// What a container added to its sandbox; removed with it.
 #[derive(Debug, Default)]
 pub struct Placed {
+    /// Where its root file system was mounted by us.
+    pub mounted: Option<PathBuf>,
     /// Names in the share.
     pub names: Vec<String>,
     /// What the agent mounts before it makes the container.
@@ -40,22 +46,46 @@ pub struct Placed {
 
 /// Rewrites `spec` from the host's paths to the guest's and binds what it names into the share. On an error, what was
 /// bound is taken out again.
-pub fn place(id: &str, rootfs: &Rootfs, spec: &mut Spec, share: &Share) -> Result<Placed> {
+pub fn place(id: &str, rootfs: Rootfs, spec: &mut Spec, share: &Share, record: &Record) -> Result<Placed> {
     let mut placed = Placed::default();
-    let r = place_root(id, rootfs, spec, share, &mut placed)
+    let r = mount_root(rootfs, &mut placed, record)
+        .and_then(|rootfs| place_root(id, &rootfs, spec, share, &mut placed))
         .and_then(|()| spec.mounts.iter_mut().try_for_each(|m| place_mount(id, m, share, &mut placed)));
     match r {
         Ok(()) => Ok(placed),
         Err(e) => {
-            remove(&placed, share);
+            remove(placed, share, record);
             Err(e)
         }
     }
 }
 
-/// Takes what a container added out of the share; answers what went wrong.
-pub fn remove(placed: &Placed, share: &Share) -> Vec<String> {
-    placed.names.iter().rev().filter_map(|name| share.unbind(name).err().map(|e| format!("share: take away {name}: {e}"))).collect()
+/// Takes what a container added out of the share and unmounts its root; answers what went wrong.
+pub fn remove(placed: Placed, share: &Share, record: &Record) -> Vec<String> {
+    let gone = |name: &String| share.unbind(name).err().map(|e| format!("share: take away {name}: {e}"));
+    let mut errors: Vec<String> = placed.names.iter().rev().filter_map(gone).collect();
+    if let Some(path) = placed.mounted {
+        let undone = mount::below(&path).and_then(|points| points.iter().try_for_each(|p| mount::detach(p)));
+        match undone.and_then(|()| record.gone(Thing::Mount { path: path.clone() })) {
+            Ok(()) => {}
+            Err(e) => errors.push(format!("unmount {}: {e}", path.display())),
+        }
+    }
+    errors
+}
+
+/// Mounts what a manager describes; answers the directory that it makes up.
+fn mount_root(rootfs: Rootfs, placed: &mut Placed, record: &Record) -> Result<Rootfs> {
+    let Rootfs::Mounts { mounts, target } = rootfs else { return Ok(rootfs) };
+    record.intent(Thing::Mount { path: target.clone() }).at(Stage::Share, || "record")?;
+    placed.mounted = Some(target.clone());
+    std::fs::create_dir_all(&target).at(Stage::Share, || format!("make {}", target.display()))?;
+    for m in &mounts {
+        crate::fs::options::Options::parse(&m.options)
+            .mount(&m.source, &target, &m.r#type)
+            .at(Stage::Share, || format!("root file system: mount {} of {} at {}", m.r#type, m.source, target.display()))?;
+    }
+    Ok(Rootfs::Dir(target))
 }
 
 fn place_root(id: &str, rootfs: &Rootfs, spec: &mut Spec, share: &Share, placed: &mut Placed) -> Result<()> {
@@ -83,6 +113,9 @@ fn place_root(id: &str, rootfs: &Rootfs, spec: &mut Spec, share: &Share, placed:
                 ..Default::default()
             });
             merged
+        }
+        Rootfs::Mounts { target, .. } => {
+            return Err(Failure::new(Stage::Share, format!("root file system {} is not mounted", target.display())));
         }
     };
     placed.names.push(name);

@@ -16,6 +16,8 @@ pub struct Role {
 /// Every name this binary may be called by.
 pub const ROLES: &[Role] = &[
     Role { name: "osc", what: "command line: run, image, check, ...", main: crate::cli::main },
+    Role { name: "containerd-shim-kata-v2", what: "a pod's shim (started by containerd and CRI-O)", main: crate::shim::v2::main },
+    Role { name: "containerd-shim-kata-remote-v2", what: "the same for peer pods", main: crate::shim::v2::main },
     Role { name: "init", what: "PID 1 of a guest: the agent", main: crate::agent::main },
     Role { name: "osc-container", what: "first process of a container (started by the agent only)", main: crate::agent::container::main },
 ];
@@ -40,7 +42,7 @@ pub fn dispatch(mut args: Vec<OsString>) -> ExitCode {
     ExitCode::from(2)
 }
 
-fn base_name(arg: &OsStr) -> String {
+pub fn base_name(arg: &OsStr) -> String {
     std::path::Path::new(arg).file_name().unwrap_or(arg).to_string_lossy().into_owned()
 }
 

@@ -34,6 +34,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub use init::main;
+pub use options::names as mount_options;
 
 use super::reaper::{Reaper, Watched};
 use super::stdio::{Given, Made};

@@ -80,6 +80,15 @@ const RECURSIVE_TIMES: [(&str, u64); 6] = [
     ("rnostrictatime", libc::MOUNT_ATTR_RELATIME),
 ];
 
+/// Every option that is known by name, for who has to announce them.
+pub fn names() -> Vec<&'static str> {
+    let flags = FLAGS.iter().map(|f| f.0).chain(PROPAGATION.iter().map(|p| p.0));
+    let mut names: Vec<_> = flags.chain(RECURSIVE.iter().map(|r| r.0)).chain(RECURSIVE_TIMES.iter().map(|r| r.0)).collect();
+    names.push("tmpcopyup");
+    names.sort_unstable();
+    names
+}
+
 /// The options of one mount, sorted by who takes them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {

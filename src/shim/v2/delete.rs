@@ -1,0 +1,80 @@
+//! `delete`: what a shim that died has left goes, from its record alone.
+//!
+//! A manager runs it when it has lost the shim, for every container of the pod. stdout carries the answer and nothing else.
+
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use prost::Message;
+
+use super::flags::Flags;
+use super::pod::{self, Kind};
+use super::start::socket_path;
+use crate::error::{At, Failure, Result, Stage};
+use crate::fs::mount;
+use crate::process;
+use crate::rpc::wire::task::DeleteResponse;
+use crate::shim::sandbox::{self, LOST, cleanup, record};
+use crate::shim::task::timestamp;
+
+/// How long a shim that was killed may take to be gone.
+const GONE: Duration = Duration::from_secs(5);
+
+/// Cleans up; answers a marshalled `DeleteResponse`.
+pub fn delete(flags: &Flags) -> Result<Vec<u8>> {
+    let bundle = match &flags.bundle {
+        Some(bundle) => bundle.clone(),
+        None => std::env::current_dir().at(Stage::Request, || "working directory")?,
+    };
+    sandbox::check_id(&flags.id)?;
+    // A bundle that is half gone still names its pod by its own id.
+    let kind = pod::read_spec(&bundle).and_then(|spec| pod::kind(&spec)).unwrap_or(Kind::Single);
+    let own = !matches!(kind, Kind::Container { .. });
+    let pod = match kind {
+        Kind::Container { sandbox } => sandbox,
+        Kind::Single | Kind::Sandbox => flags.id.clone(),
+    };
+    sandbox::check_id(&pod)?;
+    let dir = record::dir_of(&pod);
+    let told = record::read(&dir).unwrap_or_default().exit_of(&flags.id);
+    if dir.exists() {
+        sweep(&dir, own)?;
+    }
+    // The root's mounts are the record's; those of a bundle whose record is gone are looked for as well.
+    let rootfs = bundle.join("rootfs");
+    for point in mount::below(&rootfs).at(Stage::Share, || "mount table")? {
+        mount::detach(&point).at(Stage::Share, || format!("unmount {}", point.display()))?;
+    }
+    if own {
+        let _ = std::fs::remove_file(socket_path(&flags.address, &flags.namespace, &pod));
+    }
+    let (status, at) =
+        told.map(|(status, at, _)| (status, UNIX_EPOCH + Duration::from_secs(at))).unwrap_or((LOST, std::time::SystemTime::now()));
+    let answer = DeleteResponse { pid: 0, exit_status: status as u32, exited_at: Some(timestamp(at)) };
+    Ok(answer.encode_to_vec())
+}
+
+/// A pod whose owner is gone is undone. An owner that lives is not touched for the sake of one of its containers; for the
+/// pod's own sake it is ended: its manager has given it up.
+fn sweep(dir: &std::path::Path, own: bool) -> Result<()> {
+    let undo = || cleanup::undo_dir(dir).at(Stage::Request, || format!("clean up {}", dir.display()));
+    let lock = || record::lock(dir).at(Stage::Request, || format!("lock {}", dir.display()));
+    if let Some(_lock) = lock()? {
+        return undo();
+    }
+    if !own {
+        return Ok(());
+    }
+    let Some((pid, _)) = record::read(dir).unwrap_or_default().owner() else { return Ok(()) };
+    // The lock is held, so the pid is still its owner's.
+    if let Some(start) = process::start_time(pid) {
+        process::kill_named(pid, start).at(Stage::Request, || format!("end shim {pid}"))?;
+    }
+    let until = Instant::now() + GONE;
+    while Instant::now() < until {
+        if let Some(_lock) = lock()? {
+            return undo();
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Err(Failure::new(Stage::Request, format!("shim {pid} does not end")).way_out("kill it, then run osc reap"))
+}

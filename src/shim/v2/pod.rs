@@ -1,0 +1,127 @@
+//! What a specification says of the pod: which sandbox by the annotations of both managers, which network, how large.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Failure, Result, Stage};
+use crate::rpc::Code;
+use crate::rpc::wire::oci::Spec;
+
+/// What a container is to its pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A container by itself (ctr, nerdctl, docker): its own sandbox.
+    Single,
+    /// The pod's sandbox (its pause container).
+    Sandbox,
+    /// A container of the sandbox with this id.
+    Container { sandbox: String },
+}
+
+/// (annotation that says what it is, annotation that names the sandbox)
+const ANNOTATIONS: [(&str, &str); 3] = [
+    ("io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"),
+    ("io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID"),
+    ("io.kubernetes.docker.type", "io.kubernetes.sandbox.id"),
+];
+
+/// Reads it off a specification.
+pub fn kind(spec: &Spec) -> Result<Kind> {
+    let Some((what, id)) = ANNOTATIONS.iter().find_map(|(k, id)| Some((spec.annotations.get(*k)?, *id))) else {
+        return Ok(Kind::Single);
+    };
+    match what.as_str() {
+        "sandbox" | "podsandbox" => Ok(Kind::Sandbox),
+        _ => match spec.annotations.get(id) {
+            Some(sandbox) => Ok(Kind::Container { sandbox: sandbox.clone() }),
+            None => Err(Failure::new(Stage::Request, format!("a container of a pod, and no annotation {id} says of which"))
+                .code(Code::InvalidArgument)),
+        },
+    }
+}
+
+/// The pod's network namespace as the specification has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// The host's own: none is asked for.
+    Host,
+    /// One of its own, to be made.
+    New,
+    At(PathBuf),
+}
+
+pub fn network(spec: &Spec) -> Network {
+    let namespaces = spec.linux.as_ref().map(|l| l.namespaces.as_slice()).unwrap_or_default();
+    match namespaces.iter().find(|n| n.r#type == "network") {
+        None => Network::Host,
+        Some(n) if n.path.is_empty() => Network::New,
+        Some(n) => Network::At(PathBuf::from(&n.path)),
+    }
+}
+
+/// Size of the pod's /dev/shm, bytes: what its mount says, or has on the host already.
+pub fn shm_size(spec: &Spec) -> u64 {
+    const DEFAULT: u64 = 64 << 20;
+    let Some(mount) = spec.mounts.iter().find(|m| m.destination == "/dev/shm") else { return DEFAULT };
+    if mount.r#type == "bind" {
+        let stat = rustix::fs::statvfs(mount.source.as_str());
+        return stat.ok().map(|s| s.f_blocks * s.f_frsize).filter(|&size| size > 0).unwrap_or(DEFAULT);
+    }
+    mount.options.iter().find_map(|o| bytes(o.strip_prefix("size=")?)).unwrap_or(DEFAULT)
+}
+
+/// `65536k`, as mount(8) takes it.
+fn bytes(text: &str) -> Option<u64> {
+    let (digits, shift) = match text.as_bytes().last()? {
+        b'k' | b'K' => (&text[..text.len() - 1], 10),
+        b'm' | b'M' => (&text[..text.len() - 1], 20),
+        b'g' | b'G' => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+/// The specification in `bundle`.
+pub fn read_spec(bundle: &Path) -> Result<Spec> {
+    let path = bundle.join("config.json");
+    let invalid = |e: String| Failure::new(Stage::Request, format!("{}: {e}", path.display())).code(Code::InvalidArgument);
+    let text = std::fs::read(&path).map_err(|e| invalid(e.to_string()))?;
+    serde_json::from_slice(&text).map_err(|e| invalid(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(annotations: &[(&str, &str)]) -> Spec {
+        Spec { annotations: annotations.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(), ..Default::default() }
+    }
+
+    #[test]
+    fn the_size_of_shared_memory() {
+        let shm = |options: &[&str]| Spec {
+            mounts: vec![crate::rpc::wire::oci::Mount {
+                r#type: "tmpfs".into(),
+                destination: "/dev/shm".into(),
+                options: options.iter().map(|o| o.to_string()).collect(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        for (options, size) in
+            [(&["nosuid", "size=65536k"][..], 64 << 20), (&["size=1g"], 1 << 30), (&["size=99999999999999g"], 64 << 20), (&[], 64 << 20)]
+        {
+            assert_eq!(shm_size(&shm(options)), size, "{options:?}");
+        }
+    }
+
+    #[test]
+    fn both_managers_words() {
+        assert_eq!(kind(&spec(&[])).unwrap(), Kind::Single);
+        for (what, id) in ANNOTATIONS {
+            assert_eq!(kind(&spec(&[(what, "container"), (id, "s1")])).unwrap(), Kind::Container { sandbox: "s1".into() });
+        }
+        assert_eq!(kind(&spec(&[("io.kubernetes.cri.container-type", "sandbox")])).unwrap(), Kind::Sandbox);
+        assert_eq!(kind(&spec(&[("io.kubernetes.docker.type", "podsandbox")])).unwrap(), Kind::Sandbox);
+        assert_eq!(kind(&spec(&[("io.kubernetes.cri-o.ContainerType", "container")])).unwrap_err().code, Code::InvalidArgument);
+    }
+}

@@ -2,6 +2,8 @@
 //! must not leave behind.
 #![allow(dead_code)] // Each test binary uses its part of it.
 
+pub mod containerd;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};

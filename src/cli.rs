@@ -39,6 +39,9 @@ enum Command {
     /// Guest images: build, list, show
     #[command(subcommand)]
     Image(image::Image),
+    /// The configuration: show, check, explain
+    #[command(subcommand)]
+    Config(crate::config::cmd::Command),
     /// Print a shell's completions
     Completions { shell: clap_complete::Shell },
     /// Print the manual, or write one page per command to a directory
@@ -85,6 +88,7 @@ fn act(command: Command) -> Result<i32> {
         Command::Check(c) => c.run(),
         Command::Report(c) => done(c.run()),
         Command::Image(c) => done(c.run()),
+        Command::Config(c) => c.run(),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Osc::command(), "osc", &mut text);

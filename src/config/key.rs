@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::value::Value;
-use super::{Config, Hypervisor};
+use super::{Config, Hypervisor, Origin};
 
 /// Sections of a file, by what they are about; both dialects' places of one are the same section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -142,13 +142,29 @@ pub struct Key {
     pub globs: Option<Globs>,
     /// The part of osc that acts on it is not there yet.
     pub later: bool,
+    /// Another name of the key with this id: one field, one origin.
+    pub same_as: Option<&'static str>,
+    /// The test that shows its effect, as in `tests/CONFORMANCE.md`; of a refused or moot one the table's own tests do.
+    pub proof: &'static str,
 }
 
 /// The key that holds the globs, and where they are.
 pub type Globs = (&'static str, fn(&Config) -> &[String]);
 
 pub const fn key(section: Section, name: &'static str, rule: Rule, effect: &'static str) -> Key {
-    Key { section, name, rule, effect, only_for: None, annotation: None, spaces: false, globs: None, later: false }
+    Key {
+        section,
+        name,
+        rule,
+        effect,
+        only_for: None,
+        annotation: None,
+        spaces: false,
+        globs: None,
+        later: false,
+        same_as: None,
+        proof: "",
+    }
 }
 
 impl Key {
@@ -185,6 +201,16 @@ impl Key {
         self
     }
 
+    pub const fn alias_of(mut self, id: &'static str) -> Key {
+        self.same_as = Some(id);
+        self
+    }
+
+    pub const fn proof(mut self, test: &'static str) -> Key {
+        self.proof = test;
+        self
+    }
+
     pub fn is(&self, name: &str) -> bool {
         match self.name.strip_suffix('*') {
             Some(start) => name.starts_with(start),
@@ -194,7 +220,12 @@ impl Key {
 
     /// As in [`Config::origins`].
     pub fn id(&self) -> String {
-        format!("{}.{}", self.section.name(), self.name)
+        self.same_as.map_or_else(|| format!("{}.{}", self.section.name(), self.name), String::from)
+    }
+
+    /// Where it has come from, if not from the defaults.
+    pub fn origin<'a>(&self, config: &'a Config) -> Option<&'a Origin> {
+        config.origins.get(&self.id())
     }
 
     /// What an annotation's text is, before [`Rule::set`] judges it.

@@ -5,6 +5,8 @@
 //! table in the README all read it, so that none of them knows a key that another does not.
 
 pub mod annotation;
+pub mod cmd;
+pub mod docs;
 pub mod file;
 pub mod glob;
 pub mod key;

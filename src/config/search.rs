@@ -21,6 +21,9 @@ pub const FILE: &str = "configuration.toml";
 /// Kata's environment variable.
 pub const VARIABLE: &str = "KATA_CONF_FILE";
 
+/// Who names `given`.
+const GIVEN: &str = "the manager's ConfigPath, or the command line,";
+
 /// The main file: `given` (the manager's ConfigPath), else `KATA_CONF_FILE`, else the first of [`PLACES`] that has one.
 pub fn find(given: Option<&Path>) -> Result<Option<PathBuf>> {
     let variable = std::env::var_os(VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from);
@@ -28,7 +31,7 @@ pub fn find(given: Option<&Path>) -> Result<Option<PathBuf>> {
 }
 
 fn among(given: Option<&Path>, variable: Option<&Path>, root: &Path) -> Result<Option<PathBuf>> {
-    let named = given.filter(|p| !p.as_os_str().is_empty()).map(|p| (p, "ConfigPath")).or(variable.map(|p| (p, VARIABLE)));
+    let named = given.filter(|p| !p.as_os_str().is_empty()).map(|p| (p, GIVEN)).or(variable.map(|p| (p, VARIABLE)));
     if let Some((path, who)) = named {
         return match path.metadata() {
             Ok(_) => Ok(Some(path.to_owned())),

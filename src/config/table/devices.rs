@@ -51,6 +51,7 @@ pub const KEYS: &[Key] = &[
         Rule::Path(|c| &mut c.virtio_fs_daemon),
         "the virtiofsd to run; else the one that the distribution installed",
     )
+    .proof("`bad_input` programs_and_kernels_")
     .on(Qemu)
     .noted()
     .within("valid_virtio_fs_daemon_paths", |c| &c.valid_virtio_fs_daemon_paths),
@@ -60,6 +61,7 @@ pub const KEYS: &[Key] = &[
         Rule::OneOf(|c| &mut c.virtio_fs_cache, &["auto", "always", "metadata", "never", "none"]),
         "virtiofsd's cache mode; else what is fastest with it",
     )
+    .proof("`fs::virtiofsd::options` what_cannot_be_")
     .on(Qemu)
     .noted(),
     key(H, "virtio_fs_cache_size", Rule::Only(&[N(0)]), "QEMU has no DAX window").noted(),
@@ -68,6 +70,7 @@ pub const KEYS: &[Key] = &[
         .on(Qemu)
         .later(),
     key(H, "virtio_fs_extra_args", Rule::List(|c| &mut c.virtio_fs_extra_args), "arguments of virtiofsd, in the words of either one")
+        .proof("`fs::virtiofsd::options` each_daemon_")
         .on(Qemu)
         .noted()
         .spaced(),

@@ -38,15 +38,18 @@ pub const KEYS: &[Key] = &[
         "dial_timeout",
         Rule::AtLeast(|c| &mut c.boot_timeout, Unit::Seconds),
         "how long a boot may take, where that is more than 60 s: our clock starts with QEMU",
-    ),
+    )
+    .proof("`config::tests::files` a_boot_takes_"),
     key(A, "dial_timeout_ms", Rule::Moot, "the guest tells when it is ready: nobody dials again and again"),
     key(
         A,
         "reconnect_timeout_ms",
         Rule::AtLeast(|c| &mut c.boot_timeout, Unit::Milliseconds),
         "how long a boot may take, where that is more than 60 s: our clock starts with QEMU",
-    ),
-    key(A, "create_container_timeout", CREATE_TIMEOUT, "how long a container may take to be created"),
+    )
+    .proof("`config::tests::files` a_boot_takes_"),
+    key(A, "create_container_timeout", CREATE_TIMEOUT, "how long a container may take to be created")
+        .alias_of("runtime.create_container_timeout"),
     key(A, "cdh_api_timeout", Rule::Moot, "there is no Confidential Data Hub"),
     key(A, "cdh_api_timeout_ms", Rule::Moot, "there is no Confidential Data Hub").noted(),
     key(A, "health_check_request_timeout_ms", Rule::Moot, "a dead guest is seen at once: nobody polls"),
@@ -63,6 +66,7 @@ pub const KEYS: &[Key] = &[
     key(R, "log_level", Rule::Moot, "enable_debug alone decides"),
     key(R, "name", Rule::Only(&[Text("virt_container"), Text("")]), "osc runs containers in VMs only").noted(),
     key(R, "hypervisor_name", Rule::Selects, "which [hypervisor.*] section counts; else the only one, else the name the shim is called by")
+        .proof("`config::tests::files` which_section_counts")
         .noted(),
     key(R, "agent_name", Rule::Only(&[Text("kata"), Text("")]), "osc's agent answers to Kata's protocol").noted(),
     key(

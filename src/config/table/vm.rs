@@ -22,14 +22,17 @@ const HASHES: &str = "osc builds its guest itself and checks it by its own hashe
 pub const KEYS: &[Key] = &[
     // What is booted.
     key(H, "path", Rule::Path(|c| &mut c.path), "the QEMU to run; else the one that the distribution installed")
+        .proof("`bad_input` programs_and_kernels_")
         .on(Qemu)
         .noted()
         .within("valid_hypervisor_paths", |c| &c.valid_hypervisor_paths),
     key(H, "kernel", Rule::Path(|c| &mut c.kernel), "the guest's kernel; else the host's own")
+        .proof("`bad_input` programs_and_kernels_")
         .on(Qemu)
         .noted()
         .within("valid_guest_paths", |c| &c.valid_guest_paths),
     key(H, "initrd", Rule::Path(|c| &mut c.initrd), "the guest's initrd; else osc builds one that fits the kernel")
+        .proof("`bad_input` programs_and_kernels_")
         .on(Qemu)
         .noted()
         .within("valid_guest_paths", |c| &c.valid_guest_paths),
@@ -39,7 +42,9 @@ pub const KEYS: &[Key] = &[
     key(H, "vm_rootfs_driver", Rule::Moot, "of a disk image; osc boots an initrd").on(Qemu),
     key(H, "disable_image_nvdimm", Rule::Moot, "of a disk image; osc boots an initrd").on(Qemu).noted(),
     key(H, "kernel_verity_params", Rule::Only(&[Text("")]), "of a disk image; osc boots an initrd").on(Qemu).noted(),
-    key(H, "kernel_params", Rule::Words(|c| &mut c.kernel_params), "appended to the guest kernel's command line").noted(),
+    key(H, "kernel_params", Rule::Words(|c| &mut c.kernel_params), "appended to the guest kernel's command line")
+        .proof("`vm::qemu::cmdline` debug_talks_")
+        .noted(),
     key(H, "machine_type", Rule::Only(&[Text("q35"), Text("")]), "osc knows one machine").on(Qemu).noted(),
     key(H, "machine_type", Rule::Text(|c| &mut c.machine_type), "the size that the provider sells").on(Remote).noted().later(),
     key(H, "machine_accelerators", Rule::Text(|c| &mut c.machine_accelerators), "more properties of QEMU's -machine")
@@ -53,7 +58,10 @@ pub const KEYS: &[Key] = &[
     key(H, "seccompsandbox", Rule::Text(|c| &mut c.seccomp_sandbox), "QEMU's -sandbox; else on, with all that QEMU can deny")
         .on(Qemu)
         .later(),
-    key(H, "seccomp_sandbox", Rule::Text(|c| &mut c.seccomp_sandbox), "the same, as the Rust runtime calls it").on(Qemu).later(),
+    key(H, "seccomp_sandbox", Rule::Text(|c| &mut c.seccomp_sandbox), "the same, as the Rust runtime calls it")
+        .alias_of("hypervisor.seccompsandbox")
+        .on(Qemu)
+        .later(),
     key(H, "disable_seccomp", Rule::Only(&[Bool(false)]), "QEMU's sandbox stays on").on(Qemu),
     key(H, "rootless", Rule::Only(&[Bool(false)]), "rootless QEMU is not done").noted(),
     key(H, "rootless_user", Rule::Moot, "rootless QEMU is not done"),
@@ -80,8 +88,11 @@ pub const KEYS: &[Key] = &[
     key(H, "valid_ctlpaths", Rule::Moot, "QEMU has no such program"),
     key(H, "prefetch_list_path", Rule::Only(&[Text("")]), "nydus is not done").noted_as("prefetch_files.list"),
     // CPUs and memory.
-    key(H, "default_vcpus", Rule::Vcpus(|c| &mut c.default_vcpus), "vCPUs that a VM boots with; containers' limits come on top").noted(),
+    key(H, "default_vcpus", Rule::Vcpus(|c| &mut c.default_vcpus), "vCPUs that a VM boots with; containers' limits come on top")
+        .proof("`vm::qemu::args` room_for_vcpus")
+        .noted(),
     key(H, "default_maxvcpus", number32(|c| &mut c.default_maxvcpus, (0, 240), ""), "most vCPUs; 0: the larger of 8 and the host's")
+        .proof("`vm_qemu` a_guest_grows_")
         .noted_as("default_max_vcpus"),
     key(
         H,
@@ -89,8 +100,10 @@ pub const KEYS: &[Key] = &[
         number64(|c| &mut c.default_memory, (LEAST_MIB, MOST_MIB), MIB),
         "memory that a VM boots with; containers' limits come on top",
     )
+    .proof("`vm::qemu::args` memory_that_grows_")
     .noted(),
-    key(H, "default_maxmemory", number64(|c| &mut c.default_maxmemory, (0, MOST_MIB), MIB), "most memory; 0: the host's"),
+    key(H, "default_maxmemory", number64(|c| &mut c.default_maxmemory, (0, MOST_MIB), MIB), "most memory; 0: the host's")
+        .proof("`vm_qemu` a_guest_grows_"),
     key(H, "overhead_vcpus", Rule::Real(|c| &mut c.overhead_vcpus, 240.0), "added to a pod's limits with static_sandbox_resource_mgmt")
         .later(),
     key(
@@ -127,7 +140,8 @@ pub const KEYS: &[Key] = &[
     key(H, "enable_numa", Rule::Only(&[Bool(false)]), "a VM has one NUMA node"),
     key(H, "numa_mapping", Rule::Only(&[EmptyList]), "a VM has one NUMA node"),
     // What is told, and who may change it.
-    key(H, "enable_debug", Rule::Bool(|c| &mut c.enable_debug), "a talkative guest kernel and agent"),
+    key(H, "enable_debug", Rule::Bool(|c| &mut c.enable_debug), "a talkative guest kernel and agent")
+        .proof("`vm::qemu::cmdline` debug_talks_"),
     key(H, "hypervisor_loglevel", Rule::Moot, "enable_debug alone decides"),
     key(H, "log_level", Rule::Moot, "enable_debug alone decides"),
     key(H, "extra_monitor_socket", Rule::Only(&[Text("")]), "whoever has QEMU's monitor has the VM: osc holds the only one"),
@@ -137,19 +151,28 @@ pub const KEYS: &[Key] = &[
         "enable_annotations",
         Rule::List(|c| &mut c.enable_annotations),
         "annotations that a pod may use: exact names, no patterns; without a file default_vcpus, default_memory, default_max_vcpus",
-    ),
-    key(H, "valid_hypervisor_paths", Rule::List(|c| &mut c.valid_hypervisor_paths), "globs for an annotated path"),
-    key(H, "valid_virtio_fs_daemon_paths", Rule::List(|c| &mut c.valid_virtio_fs_daemon_paths), "globs for an annotated virtio_fs_daemon"),
-    key(H, "valid_entropy_sources", Rule::List(|c| &mut c.valid_entropy_sources), "globs for an annotated entropy_source"),
+    )
+    .proof("`config::tests::annotations` a_name_allows_"),
+    key(H, "valid_hypervisor_paths", Rule::List(|c| &mut c.valid_hypervisor_paths), "globs for an annotated path")
+        .proof("`config::tests::annotations` a_path_is_resolved_"),
+    key(H, "valid_virtio_fs_daemon_paths", Rule::List(|c| &mut c.valid_virtio_fs_daemon_paths), "globs for an annotated virtio_fs_daemon")
+        .proof("`config::tests::annotations` a_path_is_resolved_"),
+    key(H, "valid_entropy_sources", Rule::List(|c| &mut c.valid_entropy_sources), "globs for an annotated entropy_source")
+        .proof("`config::tests::annotations` a_path_is_resolved_"),
     key(
         H,
         "valid_guest_paths",
         Rule::List(|c| &mut c.valid_guest_paths),
         "globs for an annotated kernel or initrd; ours, Kata checks none",
-    ),
+    )
+    .proof("`config::tests::annotations` a_path_is_resolved_"),
     // Ours.
-    key(H, "accelerator", Rule::OneOf(|c| &mut c.accelerator, &["kvm", "pvm", "tcg"]), "forces one; else what the host has. Ours").on(Qemu),
-    key(H, "kernel_release", Rule::Text(|c| &mut c.kernel_release), "release of the guest's kernel; else the host's own. Ours").on(Qemu),
+    key(H, "accelerator", Rule::OneOf(|c| &mut c.accelerator, &["kvm", "pvm", "tcg"]), "forces one; else what the host has. Ours")
+        .proof("`vm::qemu::accel` the_configuration_is_obeyed")
+        .on(Qemu),
+    key(H, "kernel_release", Rule::Text(|c| &mut c.kernel_release), "release of the guest's kernel; else the host's own. Ours")
+        .proof("`fs::image::kernel` errors_say_")
+        .on(Qemu),
     // Templates.
     key(Factory, "enable_template", Rule::Bool(|c| &mut c.enable_template), "VMs are restored from a template").later(),
     key(Factory, "template_path", Rule::Path(|c| &mut c.template_path), "where templates are kept").later(),

@@ -1,6 +1,7 @@
 //! Files in both dialects, annotations, and the table itself.
 
 mod annotations;
+mod commands;
 mod files;
 mod rows;
 

@@ -1,7 +1,9 @@
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
-use crate::config::key::{Number, Rule, Section};
+use crate::config::key::{Key, Lit, Number, Rule, Section};
 use crate::config::table::{all, find};
+use crate::config::value::Value;
 use crate::config::{Config, Hypervisor};
 
 /// Keys of the field's QEMU files, by section; both dialects.
@@ -118,4 +120,124 @@ fn the_default_of_every_key_is_allowed() {
         k.rule.set(&mut config, &value).unwrap_or_else(|e| panic!("{} = {shown}: {e}", k.id()));
         assert_eq!(k.rule.show(&mut config).as_ref(), Some(&shown), "{}", k.id());
     }
+}
+
+#[test]
+fn what_is_refused_says_why() {
+    for k in all() {
+        let Rule::Only(lits) = &k.rule else { continue };
+        let wrong = match lits[0] {
+            Lit::Bool(b) => Value::Bool(!b),
+            Lit::Number(_) => Value::Int(7),
+            Lit::Text(_) => Value::Text("/something/else".into()),
+            Lit::EmptyList => Value::List(vec!["something".into()]),
+        };
+        let mut config = Config::default();
+        assert!(k.rule.set(&mut config, &wrong).unwrap_err().starts_with("want "), "{}", k.id());
+        let file = format!("[{}]\n{} = {wrong}\n", section_of(k), k.name.replace('*', "x"));
+        let errors = super::of(&file).errors;
+        assert!(errors.len() == 1 && errors[0].ends_with(k.effect), "{file}{errors:?}");
+        assert!(errors[0].contains(&format!(":2: {} = {wrong}: want", k.name.replace('*', "x"))), "{errors:?}");
+    }
+}
+
+#[test]
+fn what_has_no_effect_is_told() {
+    for k in all() {
+        let file = format!("[{}]\n{} = \"/x\"\n", section_of(k), k.name.replace('*', "x"));
+        let got = match k.rule {
+            Rule::Moot => super::of(&file).notes,
+            Rule::Replaced(_) => super::of(&file).config.warnings,
+            _ => continue,
+        };
+        assert!(got.len() == 1 && got[0].contains(&format!("no effect: {}", k.effect)), "{file}{got:?}");
+    }
+}
+
+fn section_of(key: &Key) -> &'static str {
+    match (key.section, key.only_for) {
+        (Section::Hypervisor, Some(Hypervisor::Remote)) => "hypervisor.remote",
+        (Section::Hypervisor, _) => "hypervisor.qemu",
+        (Section::Agent, _) => "agent.kata",
+        (Section::MemAgent, _) => "agent.kata.mem_agent",
+        (other, _) => other.name(),
+    }
+}
+
+/// The text of every file under `dir`, but for this module's own.
+fn sources(dir: &str) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let mut todo = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(dir)];
+    while let Some(at) = todo.pop() {
+        for entry in std::fs::read_dir(at).unwrap().map(|e| e.unwrap().path()) {
+            if entry.is_dir() && !entry.ends_with("src/config") {
+                todo.push(entry);
+            } else if entry.extension().is_some_and(|e| e == "rs") {
+                found.push((entry.clone(), std::fs::read_to_string(entry).unwrap()));
+            }
+        }
+    }
+    found
+}
+
+/// A row says `later` as long as nobody reads its field, and no longer.
+#[test]
+fn what_has_no_effect_yet_is_marked() {
+    let sources = sources("src");
+    let read = |field: &str| {
+        let needle = format!("config.{field}");
+        let ends = |rest: &str| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_' || c == '(');
+        sources.iter().any(|(_, text)| text.match_indices(&needle).any(|(at, _)| ends(&text[at + needle.len()..])))
+    };
+    let mut wrong = Vec::new();
+    for k in all() {
+        let field = match (k.section, k.name) {
+            (Section::Hypervisor, "seccompsandbox") => "seccomp_sandbox",
+            (Section::Agent, "dial_timeout" | "reconnect_timeout_ms") => "boot_timeout",
+            (Section::Agent, "enable_debug") => "agent_debug",
+            (Section::Runtime, "enable_debug") => "runtime_debug",
+            (Section::Runtime, "experimental" | "experimental_force_guest_pull") => "force_guest_pull",
+            (_, name) => name,
+        };
+        let ours = field == "enable_annotations" || field.starts_with("valid_");
+        match k.rule {
+            Rule::Only(_) | Rule::Moot | Rule::Replaced(_) | Rule::Selects => continue,
+            _ if ours || read(field) != k.later => continue,
+            _ if k.later => wrong.push(format!("{} is read now: its row is not later() any more", k.id())),
+            _ => wrong.push(format!("nobody reads {}: its row is later()", k.id())),
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Every test that a row names is there.
+#[test]
+fn proofs_are_tests() {
+    let all_sources: Vec<_> = sources("src").into_iter().chain(sources("tests")).chain(sources("src/config")).collect();
+    for k in all().filter(|k| !k.proof.is_empty()) {
+        let (module, test) = k.proof.strip_prefix('`').and_then(|p| p.split_once("` ")).unwrap_or_else(|| panic!("{}", k.proof));
+        let file = module.rsplit("::").next().unwrap();
+        let found = |(path, text): &(PathBuf, String)| {
+            path.components().any(|c| Path::new(c.as_os_str()).file_stem().is_some_and(|s| s == file))
+                && text.contains(&format!("fn {test}"))
+        };
+        assert!(all_sources.iter().any(found), "{}: {}", k.id(), k.proof);
+    }
+}
+
+/// The README's table is this one; with OSC_WRITE set it is written there, else compared.
+#[test]
+fn the_readme_has_the_table() {
+    const MARKS: (&str, &str) = ("<!-- config:keys -->\n", "<!-- /config:keys -->");
+    let table = crate::config::docs::markdown();
+    println!("{table}");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    let readme = std::fs::read_to_string(&path).unwrap();
+    let (before, rest) = readme.split_once(MARKS.0).expect("a mark in README.md");
+    let (there, after) = rest.split_once(MARKS.1).expect("its end in README.md");
+    if std::env::var_os("OSC_WRITE").is_some() {
+        return std::fs::write(path, format!("{before}{}\n{table}\n{}{after}", MARKS.0, MARKS.1)).unwrap();
+    }
+    let first = there.trim().lines().zip(table.trim().lines()).find(|(a, b)| a != b);
+    assert!(there.trim() == table.trim(), "README.md is stale: OSC_WRITE=1 cargo test --lib the_readme_has; first: {first:?}");
 }

@@ -36,6 +36,9 @@ enum Command {
     Check(check::Check),
     /// Pack what a bug report needs into one file, without secrets
     Report(report::Report),
+    /// Make, look at, check and undo what ties a pod's network to its VM
+    #[command(subcommand)]
+    Netsetup(crate::net::setup::Netsetup),
     /// Guest images: build, list, show
     #[command(subcommand)]
     Image(image::Image),
@@ -87,6 +90,7 @@ fn act(command: Command) -> Result<i32> {
         Command::Reap(c) => done(c.run()),
         Command::Check(c) => c.run(),
         Command::Report(c) => done(c.run()),
+        Command::Netsetup(c) => c.run(),
         Command::Image(c) => done(c.run()),
         Command::Config(c) => c.run(),
         Command::Completions { shell } => {

@@ -15,6 +15,7 @@ use super::link::{self, Link};
 use super::namespace::{Id, Namespace};
 use super::netlink::Netlink;
 use super::scan::{self, Interface, Network};
+use super::step::Step;
 use super::{NetError, tap, tc};
 
 /// What ends the name of every tap that we make; Kata's.
@@ -93,11 +94,13 @@ pub fn tie(namespace: &Namespace, tie: &Tie, queues: usize, keep: bool) -> Resul
     namespace.inside(move || {
         let mut nl = Netlink::open()?;
         let link = link::by_name(&mut nl, &tie.link)?;
-        let queues = tap::open(&tie.tap, queues)?;
-        match join(&mut nl, &link, &tie.tap).and_then(|()| if keep { tap::persist(&tie.tap, &queues[0], true) } else { Ok(()) }) {
-            Ok(()) => Ok(queues),
-            // Somebody else's qdisc stays; ours goes, and the tap with its descriptors.
-            Err(e @ NetError::Foreign { .. }) => Err(e),
+        // Before anything is changed: what is there may not be ours.
+        make_way(&mut nl, &link)?;
+        let mut open = Vec::new();
+        let done = steps(&tie, link.mtu, queues).iter().try_for_each(|s| s.run(&mut nl, &mut open));
+        match done.and_then(|()| if keep { tap::persist(&tie.tap, &open[0], true) } else { Ok(()) }) {
+            Ok(()) => Ok(open),
+            // The tap goes with its descriptors.
             Err(e) => {
                 if let Err(e) = tc::remove_ingress(&mut nl, &link) {
                     log::warn!("undoing: {e}");
@@ -108,19 +111,31 @@ pub fn tie(namespace: &Namespace, tie: &Tie, queues: usize, keep: bool) -> Resul
     })?
 }
 
-fn join(nl: &mut Netlink, link: &Link, tap: &str) -> Result<(), NetError> {
-    // Before anything is changed: what is there may not be ours.
-    make_way(nl, link)?;
-    let tap = link::by_name(nl, tap)?;
-    link::no_link_local(nl, &tap)?;
-    link::set_mtu(nl, &tap, link.mtu)?;
-    link::up(nl, &tap, true)?;
-    for (from, to) in [(link, &tap), (&tap, link)] {
-        tc::add_ingress(nl, from)?;
-        let classifier = tc::redirect(nl, from, to)?;
-        log::debug!("{} -> {} by {classifier}", from.name, to.name);
+/// What [`tie`] does, one after the other.
+pub fn steps(tie: &Tie, mtu: u32, queues: usize) -> Vec<Step> {
+    let tap = || tie.tap.clone();
+    let mut steps = vec![Step::Tap { tap: tap(), queues }];
+    steps.extend([Step::NoLinkLocal { link: tap() }, Step::Mtu { link: tap(), mtu }, Step::Up { link: tap() }]);
+    steps.extend(redirects(&tie.link, &tie.tap));
+    steps
+}
+
+/// The commands that do what [`untie`] does. The tap takes its own qdisc along.
+pub fn undo_commands(tie: &Tie) -> Vec<String> {
+    let mut commands = Vec::new();
+    if !tie.link.is_empty() {
+        commands.push(format!("tc qdisc del dev {} ingress", tie.link));
     }
-    Ok(())
+    if number_of(&tie.tap).is_some() {
+        commands.push(format!("ip link del dev {}", tie.tap));
+    }
+    commands
+}
+
+/// All that arrives at either leaves through the other.
+pub fn redirects(a: &str, b: &str) -> [Step; 4] {
+    let redirect = |from: &str, to: &str| Step::Redirect { from: from.into(), to: to.into() };
+    [Step::Ingress { link: a.into() }, Step::Ingress { link: b.into() }, redirect(a, b), redirect(b, a)]
 }
 
 /// Removes an ingress qdisc that an earlier pod in this namespace left: one that redirects nowhere any more. One without

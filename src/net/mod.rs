@@ -13,6 +13,8 @@ pub mod neighbour;
 pub mod netlink;
 pub mod route;
 pub mod scan;
+pub mod setup;
+pub mod step;
 pub mod tap;
 pub mod tc;
 
@@ -21,6 +23,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 pub use namespace::Namespace;
+
+use crate::error::{Failure, Stage};
+use crate::rpc::Code;
 
 /// Why a netlink call failed.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +58,22 @@ impl NetError {
         match self {
             NetError::Refused { error, .. } | NetError::Io(error) => error.raw_os_error(),
             _ => None,
+        }
+    }
+}
+
+impl From<NetError> for Failure {
+    fn from(e: NetError) -> Failure {
+        let code = match &e {
+            NetError::Namespace { .. } | NetError::NoLink(_) => Code::NotFound,
+            NetError::Invalid(_) | NetError::Host(_) => Code::InvalidArgument,
+            NetError::Foreign { .. } => Code::FailedPrecondition,
+            NetError::Refused { .. } | NetError::Io(_) => Code::Internal,
+        };
+        let failure = Failure::new(Stage::Network, e.to_string()).code(code);
+        match e {
+            NetError::Host(_) => failure.way_out("a pod with hostNetwork needs another runtime class"),
+            _ => failure,
         }
     }
 }

@@ -17,6 +17,8 @@ const TCA_U32_SEL: u16 = 5;
 const TCA_U32_ACT: u16 = 7;
 const TCA_ACT_KIND: u16 = 1;
 const TCA_ACT_OPTIONS: u16 = 2;
+const TCA_ACT_STATS: u16 = 4;
+const TCA_STATS_BASIC: u16 = 1;
 const TCA_MIRRED_PARMS: u16 = 2;
 
 /// `ffff:`, the handle of an ingress qdisc and the parent of its filters.
@@ -26,7 +28,7 @@ const TC_H_INGRESS: u32 = 0xffff_fff1;
 const TC_H_ROOT: u32 = 0xffff_ffff;
 
 /// The preference that the kernel gives the first filter without one.
-const PREFERENCE: u32 = 0xc000;
+pub const PREFERENCE: u32 = 0xc000;
 
 /// Every packet, whatever its protocol (ETH_P_ALL), in network order.
 const ALL_PROTOCOLS: u32 = (libc::ETH_P_ALL as u16).to_be() as u32;
@@ -65,6 +67,8 @@ pub struct Filter {
     pub preference: u32,
     /// Index of the device it redirects to; 0 when that device is gone.
     pub redirect: Option<u32>,
+    /// Packets that took it.
+    pub packets: u32,
 }
 
 /// Repeats `attempt` while it is refused with EBUSY.
@@ -196,17 +200,22 @@ fn parse_filter(body: &[u8]) -> Option<Filter> {
         }
         _ => None,
     };
-    Some(Filter { kind, preference, redirect: actions.and_then(redirects_to) })
+    let (redirect, packets) = actions.and_then(redirection).unzip();
+    Some(Filter { kind, preference, redirect, packets: packets.unwrap_or(0) })
 }
 
-/// The target of the one redirection among `actions`.
-fn redirects_to(actions: &[u8]) -> Option<u32> {
+/// The target of the one redirection among `actions`, and how many packets it has had.
+fn redirection(actions: &[u8]) -> Option<(u32, u32)> {
+    /// Places in `struct tc_mirred` and in `struct gnet_stats_basic`.
     const IFINDEX: usize = 24;
+    const PACKETS: usize = 8;
     attributes(actions).iter().find_map(|(_, action)| {
         let action = attributes(action);
         let kind = find(&action, TCA_ACT_KIND).map(text)?;
         let parms = find(&attributes(find(&action, TCA_ACT_OPTIONS)?), TCA_MIRRED_PARMS)?;
-        (kind == "mirred").then(|| word(parms, IFINDEX)).flatten()
+        let basic = find(&action, TCA_ACT_STATS).and_then(|s| find(&attributes(s), TCA_STATS_BASIC).and_then(|b| word(b, PACKETS)));
+        let target = (kind == "mirred").then(|| word(parms, IFINDEX)).flatten()?;
+        Some((target, basic.unwrap_or(0)))
     })
 }
 
@@ -240,7 +249,7 @@ mod tests {
             .text(TCA_KIND, "u32")
             .nest(TCA_OPTIONS, |m| act(m.attribute(TCA_U32_SEL, &every_packet()), TCA_U32_ACT));
         let filter = parse_filter(&message.finish(1)[16..]).unwrap();
-        assert_eq!(filter, Filter { kind: "u32".into(), preference: PREFERENCE, redirect: Some(7) });
+        assert_eq!(filter, Filter { kind: "u32".into(), preference: PREFERENCE, redirect: Some(7), packets: 0 });
         assert_eq!(parse_filter(&[0; 12]), None);
     }
 }

@@ -8,34 +8,18 @@ use std::path::Path;
 
 use super::agent::Agent;
 use super::record::{Record, Thing};
-use crate::error::{At, Failure, Result, Stage};
+use crate::error::{At, Result, Stage};
 use crate::net::endpoint::{self, Endpoint};
 use crate::net::scan::{Interface, Network};
-use crate::net::{Namespace, NetError, link, route};
+use crate::net::{Namespace, link, route};
+use crate::rpc::Status;
 use crate::rpc::wire::{agent as wire, types};
-use crate::rpc::{Code, Status};
 use crate::vm::Device;
 
 /// Queue pairs that a NIC has at most: more CPUs share them.
 const MOST_QUEUES: usize = 64;
 
 const VHOST_NET: &str = "/dev/vhost-net";
-
-impl From<NetError> for Failure {
-    fn from(e: NetError) -> Failure {
-        let code = match &e {
-            NetError::Namespace { .. } | NetError::NoLink(_) => Code::NotFound,
-            NetError::Invalid(_) | NetError::Host(_) => Code::InvalidArgument,
-            NetError::Foreign { .. } => Code::FailedPrecondition,
-            NetError::Refused { .. } | NetError::Io(_) => Code::Internal,
-        };
-        let failure = Failure::new(Stage::Network, e.to_string()).code(code);
-        match e {
-            NetError::Host(_) => failure.way_out("a pod with hostNetwork needs another runtime class"),
-            _ => failure,
-        }
-    }
-}
 
 /// Ties every interface of the namespace at `netns` to a tap for `vcpus` vCPUs. On an error the record says what stands.
 pub(super) fn attach(netns: &Path, vcpus: u32, record: &Record) -> Result<(Network, Vec<Endpoint>)> {

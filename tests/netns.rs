@@ -1,0 +1,368 @@
+//! Endpoints and `osc netsetup` in namespaces of their own: checked with `ip` and `tc`, and by packets. No VM.
+
+mod common;
+#[path = "common/guest.rs"]
+mod guest;
+#[path = "common/netns.rs"]
+mod netns;
+
+use std::path::Path;
+
+use common::run;
+use guest::Guest;
+use netns::{Netns, PEER_V4, POD_V4, POD_V6, Pod, can_make_namespaces, sh};
+use osc::net::{NetError, endpoint};
+
+fn attach(pod: &Pod) -> (osc::net::scan::Network, Vec<endpoint::Endpoint>) {
+    endpoint::attach(&pod.pod.path(), 1, false).unwrap()
+}
+
+/// The peer's ping of an address arrives and comes back.
+fn ping(from: &Netns, address: &str, size: usize) {
+    let command = if address.contains(':') { "ping6" } else { "ping" };
+    let (ok, text) = from.try_run(&format!("busybox {command} -c 2 -W 3 -s {size} {address}"));
+    assert!(ok, "{text}");
+}
+
+#[test]
+fn packets_of_both_families_pass_and_nothing_stays() {
+    if !can_make_namespaces("packets through a tap") {
+        return;
+    }
+    let pod = Pod::new();
+    let before = pod.pod.state();
+    let (network, endpoints) = attach(&pod);
+    let ties: Vec<_> = endpoints.iter().map(|e| e.tie.clone()).collect();
+    assert_eq!(ties[0].tap, "tap0_kata");
+    for (from, to) in [("eth0", "tap0_kata"), ("tap0_kata", "eth0")] {
+        let filter = pod.pod.run(&format!("tc filter show dev {from} parent ffff:"));
+        assert!(filter.contains(&format!("mirred (Egress Redirect to device {to}) stolen")), "{filter}");
+    }
+    let guest = Guest::new(&network, endpoints);
+    for address in [POD_V4, POD_V6] {
+        ping(&pod.peer, address, 56);
+        // In fragments.
+        ping(&pod.peer, address, 4000);
+    }
+    ping(&guest.ns, PEER_V4, 56);
+    drop(guest);
+    assert!(endpoint::detach(&ties).is_empty());
+    assert_eq!(pod.pod.state(), before);
+    // Once more is no error.
+    assert!(endpoint::detach(&ties).is_empty());
+}
+
+#[test]
+fn two_interfaces_have_a_tap_each() {
+    if !can_make_namespaces("two interfaces") {
+        return;
+    }
+    let pod = Pod::new();
+    sh(&format!("ip link add net1 netns {} type veth peer name eth1 netns {}", pod.pod.name, pod.peer.name));
+    pod.pod.run("ip addr add 10.89.0.2/24 dev net1");
+    pod.pod.run("ip link set net1 up");
+    pod.peer.run("ip addr add 10.89.0.1/24 dev eth1");
+    pod.peer.run("ip link set eth1 up");
+    let (network, endpoints) = attach(&pod);
+    let ties: Vec<_> = endpoints.iter().map(|e| (e.tie.link.clone(), e.tie.tap.clone())).collect();
+    assert_eq!(ties, [("eth0".into(), "tap0_kata".into()), ("net1".into(), "tap1_kata".into())]);
+    let _guest = Guest::new(&network, endpoints);
+    ping(&pod.peer, POD_V4, 56);
+    ping(&pod.peer, "10.89.0.2", 56);
+}
+
+#[test]
+fn the_mtu_is_the_interfaces() {
+    if !can_make_namespaces("MTU") {
+        return;
+    }
+    for mtu in [9000, 1280] {
+        let pod = Pod::bare(mtu);
+        pod.pod.run(&format!("ip addr add {POD_V4}/24 dev eth0"));
+        let (network, endpoints) = attach(&pod);
+        assert!(pod.pod.run("ip link show tap0_kata").contains(&format!("mtu {mtu} ")));
+        let _guest = Guest::new(&network, endpoints);
+        pod.peer.run("sh -c 'echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6'");
+        ping(&pod.peer, POD_V4, 56);
+        // As large as one packet can be: 20 bytes of IP and 8 of ICMP besides. Counted, so that fragments would show.
+        let packets = || {
+            let stats = pod.pod.run("cat /sys/class/net/tap0_kata/statistics/tx_packets");
+            stats.trim().parse::<u64>().unwrap()
+        };
+        let before = packets();
+        ping(&pod.peer, POD_V4, mtu as usize - 28);
+        assert!(packets() - before <= 3, "fragments: {} packets", packets() - before);
+    }
+}
+
+#[test]
+fn an_address_alone_with_a_gateway_outside_it() {
+    if !can_make_namespaces("Calico's routes") {
+        return;
+    }
+    let pod = Pod::bare(1450);
+    pod.pod.run("ip addr add 10.88.0.5/32 dev eth0");
+    pod.pod.run("ip route add 169.254.1.1 dev eth0 scope link");
+    pod.pod.run("ip route add default via 169.254.1.1 dev eth0");
+    pod.pod.run("ip route add 10.90.0.0/16 via 10.88.9.9 dev eth0 onlink mtu 1300 metric 7 src 10.88.0.5");
+    pod.pod.run("ip route add blackhole 10.99.0.0/16");
+    pod.pod.run("ip route add unreachable 10.98.0.0/16");
+    pod.pod.run("ip -6 route add blackhole fd99::/64");
+    pod.peer.run("ip addr add 169.254.1.1/32 dev eth0");
+    let (network, endpoints) = attach(&pod);
+    let own = &endpoints[0].interface.addresses[0];
+    assert_eq!((own.prefix.to_string().as_str(), own.prefix_route), ("10.88.0.5/32", true));
+    let routes: Vec<String> = network.routes.iter().map(|r| format!("{r} scope {}", r.scope)).collect();
+    for want in [
+        "default via 169.254.1.1 scope 0",
+        "169.254.1.1/32 scope 253",
+        "blackhole 10.99.0.0/16 scope 0",
+        "unreachable 10.98.0.0/16 scope 0",
+        "blackhole fd99::/64 scope 0",
+    ] {
+        assert!(routes.iter().any(|r| r == want), "{want} in {routes:?}");
+    }
+    let far = network.routes.iter().find(|r| r.to_string() == "10.90.0.0/16 via 10.88.9.9").unwrap();
+    assert_eq!((far.mtu, far.metric, far.flags), (1300, 7, osc::net::route::ONLINK));
+    assert_eq!(far.source, Some("10.88.0.5".parse().unwrap()));
+    let guest = Guest::new(&network, endpoints);
+    ping(&guest.ns, "169.254.1.1", 56);
+}
+
+#[test]
+fn a_prefix_route_that_a_cni_removed_stays_removed() {
+    if !can_make_namespaces("ptp's routes") {
+        return;
+    }
+    let pod = Pod::bare(1500);
+    pod.pod.run(&format!("ip addr add {POD_V4}/24 dev eth0"));
+    pod.pod.run("ip route del 10.88.0.0/24");
+    pod.pod.run(&format!("ip route add {PEER_V4} dev eth0 scope link"));
+    pod.pod.run(&format!("ip route add 10.88.0.0/24 via {PEER_V4} src {POD_V4}"));
+    let (network, endpoints) = attach(&pod);
+    assert!(!endpoints[0].interface.addresses[0].prefix_route);
+    let routes: Vec<String> = network.routes.iter().map(ToString::to_string).collect();
+    assert_eq!(routes, [format!("10.88.0.0/24 via {PEER_V4}"), format!("{PEER_V4}/32")]);
+}
+
+#[test]
+fn a_namespace_that_has_vanished_is_a_teardown_done() {
+    if !can_make_namespaces("vanished namespace") {
+        return;
+    }
+    let pod = Pod::new();
+    let (_, endpoints) = attach(&pod);
+    let ties: Vec<_> = endpoints.iter().map(|e| e.tie.clone()).collect();
+    let name = pod.pod.name.clone();
+    sh(&format!("ip netns del {name}"));
+    assert!(endpoint::detach(&ties).is_empty());
+    // Another one under its name is left alone.
+    sh(&format!("ip netns add {name}"));
+    pod.pod.run("ip tuntap add dev tap0_kata mode tap");
+    assert!(endpoint::detach(&ties).is_empty());
+    assert_eq!(pod.pod.links(), ["lo", "tap0_kata"]);
+}
+
+#[test]
+fn what_a_dead_vm_left_makes_way_and_what_others_did_does_not() {
+    if !can_make_namespaces("leftover and foreign qdiscs") {
+        return;
+    }
+    let pod = Pod::new();
+    drop(attach(&pod));
+    // The taps went with their descriptors; the interface's qdisc redirects nowhere.
+    assert!(pod.pod.run("tc qdisc show dev eth0 ingress").contains("ingress"));
+    drop(attach(&pod));
+    pod.pod.run("tc qdisc del dev eth0 ingress");
+    pod.pod.run("tc qdisc add dev eth0 ingress");
+    pod.pod.run("tc filter add dev eth0 parent ffff: protocol ip u32 match ip dst 10.9.9.9 flowid 1:1");
+    let before = pod.pod.state();
+    let e = endpoint::attach(&pod.pod.path(), 1, false).unwrap_err();
+    assert!(matches!(&e, NetError::Foreign { link, filters: 1 } if link == "eth0"), "{e}");
+    assert_eq!(pod.pod.state(), before);
+}
+
+#[test]
+fn twenty_set_ups_at_once() {
+    if !can_make_namespaces("twenty at once") {
+        return;
+    }
+    let pods: Vec<Pod> = (0..20).map(|_| Pod::new()).collect();
+    let before: Vec<String> = pods.iter().map(|p| p.pod.state()).collect();
+    let made: Vec<_> = std::thread::scope(|s| {
+        let all: Vec<_> = pods.iter().map(|p| s.spawn(|| attach(p).1)).collect();
+        all.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    std::thread::scope(|s| {
+        for endpoints in &made {
+            s.spawn(|| assert!(endpoint::detach(endpoints.iter().map(|e| &e.tie)).is_empty()));
+        }
+    });
+    drop(made);
+    for (pod, before) in pods.iter().zip(before) {
+        assert_eq!(pod.pod.state(), before);
+    }
+}
+
+#[test]
+fn a_qdisc_that_others_make_and_unmake_meanwhile_is_waited_for() {
+    if !can_make_namespaces("EBUSY") {
+        return;
+    }
+    use osc::net::{Namespace, link, tc};
+    let pod = Pod::new();
+    let namespace = Namespace::open(&pod.pod.path()).unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let mut nl = namespace.netlink().unwrap();
+            let eth0 = link::by_name(&mut nl, "eth0").unwrap();
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let _ = tc::redirect(&mut nl, &eth0, &eth0);
+                let _ = tc::filters(&mut nl, &eth0);
+            }
+        });
+        let mut nl = namespace.netlink().unwrap();
+        let eth0 = link::by_name(&mut nl, "eth0").unwrap();
+        for _ in 0..200 {
+            tc::add_ingress(&mut nl, &eth0).unwrap();
+            tc::remove_ingress(&mut nl, &eth0).unwrap();
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn bad_input_changes_nothing_and_names_what_is_wrong() {
+    if !can_make_namespaces("bad input") {
+        return;
+    }
+    let pod = Pod::new();
+    sh(&format!("ip link add net1 netns {} type veth peer name eth1 netns {}", pod.pod.name, pod.peer.name));
+    pod.pod.run("ip link set net1 up");
+    pod.pod.run(&format!("ip link set net1 address {}", netns::POD_MAC));
+    let before = pod.pod.state();
+    let e = endpoint::attach(&pod.pod.path(), 1, false).unwrap_err().to_string();
+    assert!(e.contains("eth0 and net1 have the same MAC"), "{e}");
+    assert_eq!(pod.pod.state(), before);
+    pod.pod.run("ip link del net1");
+
+    // A device that vanishes half-way.
+    let namespace = endpoint::open(&pod.pod.path()).unwrap();
+    let network = endpoint::look(&namespace).unwrap();
+    let ties = endpoint::plan(&namespace, &network.interfaces).unwrap();
+    pod.pod.run("ip link del eth0");
+    let before = pod.pod.state();
+    let e = endpoint::tie(&namespace, &ties[0], 1, false).unwrap_err().to_string();
+    assert_eq!(e, "no interface eth0");
+    assert_eq!(pod.pod.state(), before);
+
+    for (path, why) in
+        [("/run/netns/no-such", "No such file"), ("/etc/hostname", "no network namespace"), ("/proc/self/ns/net", "host's own")]
+    {
+        let e = endpoint::attach(Path::new(path), 1, false).unwrap_err().to_string();
+        assert!(e.contains(path) && e.contains(why), "{e}");
+        for command in ["tap", "undo"] {
+            let out = run(["netsetup", command, "--netns", path]);
+            assert!(out.status == 125 && out.stderr.contains(why), "{out:?}");
+        }
+    }
+}
+
+/// Links, filters and routes as `ip` and `tc` tell them, without what differs from one namespace to the next.
+fn shown(ns: &Netns) -> String {
+    let links: String = ns
+        .run("ip -d link")
+        .replace("NO-CARRIER,", "")
+        .split_whitespace()
+        .scan("", |last, word| {
+            let skip = ["link/ether", "link-netns", "link-netnsid", "state"].contains(last);
+            *last = word;
+            Some(if skip { "*" } else { word })
+        })
+        .map(|w| format!("{w} "))
+        .collect();
+    let filters = ["eth0", "tap0_kata"].map(|d| ns.run(&format!("tc filter show dev {d} parent ffff:"))).concat();
+    let filters: String = filters.lines().filter(|l| !l.contains(" index ")).map(|l| format!("{l}\n")).collect();
+    format!("{links}\n{filters}\n{}\n{}", ns.run("ip route"), ns.run("ip -6 route show default"))
+}
+
+#[test]
+fn the_commands_of_a_dry_run_do_the_same() {
+    if !can_make_namespaces("dry run") {
+        return;
+    }
+    for queues in ["1", "4"] {
+        let (ours, by_hand) = (Pod::new(), Pod::new());
+        let untouched = by_hand.pod.state();
+        let tap = |netns: &str, extra: &[&str]| {
+            let out = run(["netsetup", "tap", "--netns", netns, "--queues", queues].iter().chain(extra));
+            assert_eq!(out.status, 0, "{}", out.stderr);
+            out.stdout
+        };
+        let told = tap(&ours.pod.arg(), &[]);
+        assert!(told.contains("eth0 <-> tap0_kata"), "{told}");
+        let commands = tap(&by_hand.pod.arg(), &["--dry-run"]);
+        assert_eq!(by_hand.pod.state(), untouched);
+        sh(&format!("set -e\n{commands}"));
+        assert_eq!(shown(&by_hand.pod), shown(&ours.pod));
+        // And back: by command and by hand.
+        let undo = run(["netsetup", "undo", "--netns", &by_hand.pod.arg(), "--dry-run"]);
+        sh(&format!("set -e\n{}", undo.stdout));
+        assert_eq!(by_hand.pod.state(), untouched);
+        let before = ours.pod.state();
+        assert!(before.contains("tap0_kata"));
+        let undo = run(["netsetup", "undo", "--netns", &ours.pod.arg()]);
+        assert_eq!((undo.status, undo.stdout.as_str()), (0, "eth0 <-> tap0_kata undone\n"));
+        assert!(!ours.pod.state().contains("tap0_kata") && !ours.pod.state().contains("ingress"), "{}", ours.pod.state());
+    }
+}
+
+#[test]
+fn inspect_draws_and_verify_walks_hop_by_hop() {
+    if !can_make_namespaces("inspect and verify") {
+        return;
+    }
+    let pod = Pod::new();
+    let netns = pod.pod.arg();
+    let netsetup = |args: &[&str]| run(["netsetup"].iter().chain(args).chain(&["--netns", netns.as_str()]));
+    // Before: not tied.
+    let out = netsetup(&["verify"]);
+    assert!(out.status == 1 && out.stdout.contains("BROKEN eth0 ->"), "{out:?}");
+    assert_eq!(netsetup(&["tap"]).status, 0);
+    let again = netsetup(&["tap"]);
+    assert!(again.status == 125 && again.stderr.contains("tied already"), "{again:?}");
+
+    let drawn = netsetup(&["inspect"]).stdout;
+    for want in ["eth0 (veth)", "tap0_kata (tun)", "nobody is attached", "10.88.0.2/24", "default via 10.88.0.1 dev eth0"] {
+        assert!(drawn.contains(want), "{want} in\n{drawn}");
+    }
+    println!("{drawn}");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    netsetup(&["inspect", "--svg", file.path().to_str().unwrap()]);
+    assert!(std::fs::read_to_string(file.path()).unwrap().contains("tap0_kata"));
+    let json: serde_json::Value = serde_json::from_str(&netsetup(&["inspect", "--json"]).stdout).unwrap();
+    assert_eq!(json["devices"][0]["redirect"][0], "tap0_kata");
+
+    // With packets of its own: the gateway answers through both redirections.
+    let out = netsetup(&["verify"]);
+    assert!(out.status == 0 && out.stdout.contains("10.88.0.1 answered as"), "{}", out.stdout);
+    // Each thing that can be broken is named at its hop.
+    for (break_it, repair, hop) in [
+        ("ip link set tap0_kata down", "ip link set tap0_kata up", "BROKEN tap0_kata"),
+        ("tc qdisc del dev tap0_kata ingress", "", "BROKEN tap0_kata -> eth0"),
+        ("ip link del tap0_kata", "", "BROKEN eth0 -> (gone)"),
+    ] {
+        pod.pod.run(break_it);
+        let out = netsetup(&["verify"]);
+        assert!(out.status == 1 && out.stdout.contains(hop), "{break_it}: {}", out.stdout);
+        if !repair.is_empty() {
+            pod.pod.run(repair);
+        }
+    }
+    assert_eq!(netsetup(&["undo"]).status, 0);
+    assert!(!pod.pod.state().contains("ingress"));
+    pod.peer.run("ip link set eth0 down");
+    let out = netsetup(&["verify"]);
+    assert!(out.stdout.contains("without a carrier"), "{}", out.stdout);
+}

@@ -11,6 +11,7 @@ mod network;
 mod online;
 mod process;
 mod sandbox;
+mod spread;
 
 use std::sync::Arc;
 

@@ -21,6 +21,14 @@ const MEMORY: &str = "/sys/devices/system/memory";
 impl AgentService {
     /// Brings online all that is there; with `wait`, once `nb_cpus` more have come.
     pub(super) fn online_cpu_mem(&self, r: OnlineCpuMemRequest) -> Answer<Empty> {
+        if r.total_cpus > 0 {
+            self.exactly(r.total_cpus as usize)?;
+            if !r.cpu_only {
+                online(Path::new(MEMORY), "memory", "state", "offline", "online");
+            }
+            super::spread::over(&processors());
+            return DONE;
+        }
         let wanted = if r.wait { r.nb_cpus as usize } else { 0 };
         let mut count = 0;
         let came = self.guest.events.until(Some(PLUG_LIMIT), || {
@@ -30,11 +38,43 @@ impl AgentService {
         if !r.cpu_only {
             online(Path::new(MEMORY), "memory", "state", "offline", "online");
         }
+        super::spread::over(&processors());
         match came {
             Some(()) => DONE,
             None => Err(Status::new(Code::DeadlineExceeded, format!("{count} of {wanted} processors came online within {PLUG_LIMIT:?}"))),
         }
     }
+}
+
+impl AgentService {
+    /// The first `total` processors online, once they have come, and the others offline: a processor that QEMU cannot take
+    /// away is at least not used.
+    fn exactly(&self, total: usize) -> Answer<()> {
+        let root = Path::new(PROCESSORS);
+        let came = self.guest.events.until(Some(PLUG_LIMIT), || {
+            online(root, "cpu", "online", "0", "1");
+            (processors().len() >= total).then_some(())
+        });
+        if came.is_none() {
+            let text = format!("{} of {total} processors came online within {PLUG_LIMIT:?}", processors().len());
+            return Err(Status::new(Code::DeadlineExceeded, text));
+        }
+        for extra in processors().into_iter().skip(total) {
+            let file = root.join(format!("cpu{extra}/online"));
+            fs::write(&file, "0").map_err(super::failed(file.display().to_string()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Numbers of the processors that are online.
+fn processors() -> Vec<u32> {
+    let list = fs::read_to_string(Path::new(PROCESSORS).join("online")).unwrap_or_default();
+    let range = |r: &str| {
+        let (first, last) = r.split_once('-').unwrap_or((r, r));
+        Some(first.parse().ok()?..=last.parse().ok()?)
+    };
+    list.trim().split(',').filter_map(range).flatten().collect()
 }
 
 /// Writes `to` where `file` of a `prefix`N below `root` says `from`; how many took it.

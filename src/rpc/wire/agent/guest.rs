@@ -128,6 +128,9 @@ pub struct OnlineCpuMemRequest {
     /// Leave memory alone.
     #[prost(bool, tag = "3")]
     pub cpu_only: bool,
+    /// Ours (Kata has no such field): exactly so many processors shall be online, the rest go offline. 0 takes none away.
+    #[prost(uint32, tag = "1000")]
+    pub total_cpus: u32,
 }
 
 /// Entropy from the host.

@@ -166,6 +166,7 @@ fn new_sandbox(args: &Args, name: &str, spec: &Spec) -> Result<NewSandbox> {
     };
     check_size(size)?;
     config.default_vcpus = size.vcpus;
+    config.static_sandbox_resource_mgmt = true;
     Ok(NewSandbox {
         id: name.into(),
         manager: "osc run".into(),
@@ -176,6 +177,8 @@ fn new_sandbox(args: &Args, name: &str, spec: &Spec) -> Result<NewSandbox> {
         shm_size: 64 << 20,
         devices: args.devices()?,
         netns: args.netns.clone(),
+        cgroup: Default::default(),
+        oom_score_adj: None,
     })
 }
 

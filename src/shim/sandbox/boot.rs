@@ -55,6 +55,7 @@ pub(super) fn boot(new: &mut NewSandbox, record: &Record, progress: &Progress) -
     let socket = record.dir().join("virtiofsd.sock");
     let listener = UnixListener::bind(&socket).at(Stage::Share, || format!("bind {}", socket.display()))?;
 
+    let _score = OomScore::set(new.oom_score_adj);
     progress.stage("virtiofsd");
     let options = virtiofsd::Options {
         program: new.config.virtio_fs_daemon.clone(),
@@ -104,6 +105,35 @@ pub(super) fn boot(new: &mut NewSandbox, record: &Record, progress: &Progress) -
         return Err(failure);
     }
     Ok(Booted { image, share, daemon, vm, agent })
+}
+
+/// This process's OOM score while it forks: children are born with it. Dropped, it is as before.
+struct OomScore(Option<String>);
+
+impl OomScore {
+    const FILE: &str = "/proc/self/oom_score_adj";
+
+    fn set(score: Option<i64>) -> OomScore {
+        let Some(score) = score else { return OomScore(None) };
+        let before = std::fs::read_to_string(OomScore::FILE).ok();
+        match std::fs::write(OomScore::FILE, score.to_string()) {
+            Ok(()) => OomScore(before),
+            Err(e) => {
+                log::warn!("oom_score_adj {score} for the VM: {e}; it keeps the shim's own");
+                OomScore(None)
+            }
+        }
+    }
+}
+
+impl Drop for OomScore {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            if let Err(e) = std::fs::write(OomScore::FILE, before.trim()) {
+                log::warn!("oom_score_adj back to {}: {e}", before.trim());
+            }
+        }
+    }
 }
 
 /// The command that a start would give QEMU, as a line for a shell.
@@ -158,7 +188,7 @@ fn plan(new: &mut NewSandbox, image: &GuestImage, dir: &std::path::Path, socket:
         accel: choice.accel,
         size: new.size,
         max: largest(config.default_maxvcpus, config.default_maxmemory, new.size),
-        growth: Growth::default(),
+        growth: if config.enable_virtio_mem { Growth::VirtioMem } else { Growth::Dimm },
         channel: Channel::default(),
         devices,
         dir: dir.to_owned(),
@@ -168,7 +198,7 @@ fn plan(new: &mut NewSandbox, image: &GuestImage, dir: &std::path::Path, socket:
 }
 
 /// How far the VM can grow: the larger of 8 and the host's CPUs, and the host's memory, unless the configuration says so.
-fn largest(max_vcpus: u32, max_mib: u64, size: Size) -> Size {
+pub(super) fn largest(max_vcpus: u32, max_mib: u64, size: Size) -> Size {
     const ROOM: u32 = 8;
     let cpus = std::thread::available_parallelism().map(|n| n.get() as u32).unwrap_or(1);
     let vcpus = if max_vcpus == 0 { cpus.max(ROOM) } else { max_vcpus };

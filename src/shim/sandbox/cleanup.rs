@@ -86,7 +86,7 @@ fn undo_one(thing: &Thing) -> io::Result<()> {
         Thing::Mount { path } => mount::detach(path),
         Thing::Tree { path } => remove_tree(path),
         Thing::File { path } => gone_is_fine(fs::remove_file(path)),
-        Thing::Cgroup { path } => gone_is_fine(fs::remove_dir(path)),
+        Thing::Cgroup { path } => super::cgroup::remove(path),
         Thing::Endpoint { tie } => crate::net::endpoint::untie(tie).map_err(io::Error::other),
     }
 }

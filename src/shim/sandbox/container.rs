@@ -12,6 +12,7 @@ use super::Sandbox;
 use super::agent::failed;
 use super::hooks::{self, HookState};
 use super::io::{Copies, Names, Stdio, Streams};
+use super::size;
 use super::volume::{self, Placed, Rootfs};
 use crate::error::{Failure, Result, Stage};
 use crate::rpc::Code;
@@ -192,7 +193,13 @@ impl Container {
         let NewContainer { id, mut spec, rootfs, stdio, bundle } = new;
         let hooks = super::spec::to_guest(&mut spec, sandbox.config.disable_guest_seccomp)?;
         let process = spec.process.clone().unwrap_or_default();
-        let mut placed = volume::place(&id, rootfs, &mut spec, &sandbox.share, &sandbox.record)?;
+        let demand = size::take(&mut spec, sandbox.sizing.grows());
+        sandbox.sizing.claim(&id, demand, sandbox.vm.as_ref(), &sandbox.agent)?;
+        let unsize = |e: Failure| {
+            sandbox.sizing.release(&id, sandbox.vm.as_ref(), &sandbox.agent);
+            e
+        };
+        let mut placed = volume::place(&id, rootfs, &mut spec, &sandbox.share, &sandbox.record).map_err(unsize)?;
         let state = HookState { id: &id, status: "creating", pid: std::process::id() as i32, bundle: &bundle };
         let made = hooks::before_create(&hooks, &state)
             .and_then(|()| Container::create_in_guest(sandbox, &id, spec, std::mem::take(&mut placed.storages), stdio));
@@ -217,7 +224,7 @@ impl Container {
                     log::warn!("{error}");
                 }
                 hooks::after_stop(&hooks, &HookState { status: "stopped", ..state });
-                Err(e)
+                Err(unsize(e))
             }
         }
     }
@@ -412,9 +419,13 @@ impl Container {
         *self.paused.lock().unwrap_or_else(|p| p.into_inner())
     }
 
-    pub fn update(&self, resources: LinuxResources) -> Result<()> {
+    /// Changes its limits; the VM grows before them and shrinks after.
+    pub fn update(&self, mut resources: LinuxResources) -> Result<()> {
+        let sandbox = self.sandbox()?;
+        let demand = size::take_of(&mut resources, sandbox.sizing.grows());
+        sandbox.sizing.claim(&self.id, demand, sandbox.vm.as_ref(), &sandbox.agent)?;
         let request = wire::UpdateContainerRequest { container_id: self.id.clone(), resources: Some(resources) };
-        self.sandbox()?.agent.tell("UpdateContainer", &request).map_err(|s| failed("", s))
+        sandbox.agent.tell("UpdateContainer", &request).map_err(|s| failed("", s))
     }
 
     pub fn stats(&self) -> Result<wire::StatsContainerResponse> {
@@ -455,6 +466,7 @@ impl Container {
                 Err(s) if s.code != Code::NotFound => log::warn!("container {}: remove: {s}", self.id),
                 _ => {}
             }
+            sandbox.sizing.release(&self.id, sandbox.vm.as_ref(), &sandbox.agent);
         }
         self.init.drain(None);
         for error in volume::remove(placed, &sandbox.share, &sandbox.record) {

@@ -6,12 +6,14 @@
 
 pub mod agent;
 mod boot;
+pub mod cgroup;
 pub mod cleanup;
 pub mod container;
 pub mod hooks;
 pub mod io;
 mod network;
 pub mod record;
+pub mod size;
 mod spec;
 pub mod volume;
 
@@ -54,6 +56,10 @@ pub struct NewSandbox {
     pub devices: Vec<Device>,
     /// The pod's network namespace, whose interfaces become the guest's; without one the guest has none.
     pub netns: Option<PathBuf>,
+    /// Where the pod's processes are accounted on the host.
+    pub cgroup: cgroup::Wish,
+    /// `oom_score_adj` of QEMU and virtiofsd.
+    pub oom_score_adj: Option<i64>,
 }
 
 /// What happens in a sandbox is told here, from threads of the sandbox.
@@ -68,6 +74,8 @@ pub struct Sandbox {
     vm: Arc<dyn Vm>,
     agent: Arc<Agent>,
     record: Record,
+    cgroups: cgroup::Placed,
+    sizing: size::Sizing,
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
     /// Why it died, once it has.
     death: Mutex<Option<Failure>>,
@@ -128,11 +136,15 @@ impl Sandbox {
             Claim::Io(e) => Failure::new(Stage::Request, format!("state directory of {}: {e}", new.id)).way_out("see whether /run is full"),
         })?;
         let dir = record.dir().to_owned();
-        Sandbox::boot(new, record, progress).inspect_err(|_| clean(&dir))
+        let cgroups = cgroup::enter(&new.cgroup, &new.id, &record).inspect_err(|_| clean(&dir))?;
+        Sandbox::boot(new, record, cgroups, progress).inspect_err(|_| clean(&dir))
     }
 
-    fn boot(mut new: NewSandbox, record: Record, progress: &Progress) -> Result<Arc<Sandbox>> {
-        let booted = boot::boot(&mut new, &record, progress)?;
+    fn boot(mut new: NewSandbox, record: Record, cgroups: cgroup::Placed, progress: &Progress) -> Result<Arc<Sandbox>> {
+        let base = Size { vcpus: new.config.default_vcpus, mib: new.config.default_memory };
+        let most = most(&new.config, new.size);
+        let sizing = size::Sizing::new(base, new.size, most.vcpus, !new.config.static_sandbox_resource_mgmt);
+        let booted = boot::boot(&mut new, &record, progress).inspect_err(|_| cgroups.leave())?;
         let sandbox = Arc::new(Sandbox {
             id: new.id,
             config: new.config,
@@ -141,6 +153,8 @@ impl Sandbox {
             vm: booted.vm,
             agent: booted.agent,
             record,
+            cgroups,
+            sizing,
             containers: Mutex::default(),
             death: Mutex::new(None),
             died: Condvar::new(),
@@ -280,6 +294,7 @@ impl Sandbox {
         self.agent.close();
         let containers: Vec<_> = self.containers().values().cloned().collect();
         containers.iter().for_each(|c| c.release(self));
+        self.cgroups.leave();
         if keep {
             let errors = record::read(self.dir()).map(|story| cleanup::undo(&story)).unwrap_or_default();
             errors.iter().for_each(|e| log::warn!("{e}"));
@@ -363,6 +378,11 @@ impl Sandbox {
             observer(event);
         }
     }
+}
+
+/// How far the VM of a sandbox that boots with `size` can grow.
+pub fn most(config: &Config, size: Size) -> Size {
+    boot::largest(config.default_maxvcpus, config.default_maxmemory, size)
 }
 
 /// Lines of the console that an error carries.

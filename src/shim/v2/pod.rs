@@ -1,10 +1,12 @@
 //! What a specification says of the pod: which sandbox by the annotations of both managers, which network, how large.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Failure, Result, Stage};
 use crate::rpc::Code;
-use crate::rpc::wire::oci::Spec;
+use crate::rpc::wire::oci::{LinuxCpu, LinuxMemory, LinuxResources, Spec};
+use crate::shim::sandbox::size::Demand;
 
 /// What a container is to its pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +58,24 @@ pub fn network(spec: &Spec) -> Network {
         Some(n) if n.path.is_empty() => Network::New,
         Some(n) => Network::At(PathBuf::from(&n.path)),
     }
+}
+
+/// What the sandbox's specification says of the size that is needed: the limits of a container that is alone.
+pub fn demand(spec: &Spec) -> Demand {
+    let resources = spec.linux.as_ref().and_then(|l| l.resources.as_ref());
+    resources.map(Demand::of).unwrap_or_default()
+}
+
+/// The limits of a whole pod as newer managers tell them beforehand: they size a VM that does not grow. One that grows is
+/// sized by its containers as they come.
+pub fn told_demand(annotations: &BTreeMap<String, String>) -> Demand {
+    let number =
+        |name: &str| annotations.get(&format!("io.kubernetes.cri.sandbox-{name}")).and_then(|v| v.parse::<i64>().ok()).unwrap_or(0);
+    Demand::of(&LinuxResources {
+        cpu: Some(LinuxCpu { quota: number("cpu-quota"), period: number("cpu-period").max(0) as u64, ..Default::default() }),
+        memory: Some(LinuxMemory { limit: number("memory"), ..Default::default() }),
+        ..Default::default()
+    })
 }
 
 /// Size of the pod's /dev/shm, bytes: what its mount says, or has on the host already.

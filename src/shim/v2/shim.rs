@@ -28,7 +28,7 @@ use crate::shim::progress::Progress;
 use crate::shim::sandbox::io::Names;
 use crate::shim::sandbox::record::Thing;
 use crate::shim::sandbox::volume::Rootfs;
-use crate::shim::sandbox::{Event, NewContainer, NewSandbox, Sandbox};
+use crate::shim::sandbox::{Event, NewContainer, NewSandbox, Sandbox, cgroup, most, size};
 use crate::shim::stdio::{self, Whose};
 use crate::shim::task::{self as face, Pod, Task, timestamp};
 use crate::vm::Size;
@@ -107,16 +107,26 @@ impl Shim {
         *slot = None;
         let path = options(asked.options)?.config_path;
         let config = self.config(Some(path).filter(|p| !p.is_empty()).map(PathBuf::from).as_deref(), spec)?;
+        let base = Size { vcpus: config.default_vcpus, mib: config.default_memory };
+        let demand = if config.static_sandbox_resource_mgmt { pod::told_demand(&spec.annotations) } else { pod::demand(spec) };
+        let most = most(&config, base);
+        size::check(demand, base, most)?;
+        let size = size::at_boot(base, most, demand);
         let netns = self.door.enter(asked.network)?;
         let new = NewSandbox {
             id: asked.id.to_owned(),
             manager: format!("{} {}", if self.flags.address.is_empty() { "CRI-O" } else { "containerd" }, self.flags.namespace),
-            size: Size { vcpus: config.default_vcpus, mib: config.default_memory },
+            size,
             hostname: spec.hostname.clone(),
             dns: Vec::new(),
             shm_size: pod::shm_size(spec),
             devices: Vec::new(),
             netns: Some(netns),
+            cgroup: cgroup::Wish {
+                path: spec.linux.as_ref().map(|l| l.cgroups_path.clone()).unwrap_or_default(),
+                only: config.sandbox_cgroup_only,
+            },
+            oom_score_adj: spec.process.as_ref().map(|p| p.oom_score_adj).filter(|&n| n != 0),
             config,
         };
         let sandbox = Sandbox::start(new, &Progress::new(false))?;
@@ -129,8 +139,11 @@ impl Shim {
         Ok(sandbox)
     }
 
-    fn config(&self, _path: Option<&Path>, _spec: &Spec) -> Result<Config> {
-        Ok(Config::default())
+    /// The configuration for this pod: the file's, then what its annotations may change.
+    fn config(&self, path: Option<&Path>, spec: &Spec) -> Result<Config> {
+        let mut config = Config::load(&self.name, path)?;
+        config.annotate(&spec.annotations)?;
+        Ok(config)
     }
 
     /// What goes with the sandbox: its events, its socket for `osc exec`, ours in its record.

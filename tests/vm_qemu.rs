@@ -111,7 +111,7 @@ impl Guest {
     }
 
     fn online(&self, cpus: u32) {
-        let request = wire::OnlineCpuMemRequest { wait: true, nb_cpus: cpus, cpu_only: false };
+        let request = wire::OnlineCpuMemRequest { wait: true, nb_cpus: cpus, cpu_only: false, total_cpus: 0 };
         self.call::<_, Empty>("OnlineCPUMem", &request);
     }
 

@@ -128,7 +128,41 @@ impl Rootfs {
         let busybox =
             ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|p| Path::new(p).exists()).expect("busybox-static is installed");
         fs::copy(busybox, dir.path().join("bin/busybox")).unwrap();
-        for applet in ["sh", "cat", "echo", "id", "ls", "sleep", "sha256sum", "head", "stat", "true", "wc", "touch", "stty", "readlink"] {
+        for applet in [
+            "sh",
+            "cat",
+            "echo",
+            "id",
+            "free",
+            "awk",
+            "grep",
+            "nproc",
+            "cut",
+            "ps",
+            "env",
+            "kill",
+            "dd",
+            "ip",
+            "nc",
+            "ping",
+            "mount",
+            "hostname",
+            "seq",
+            "md5sum",
+            "timeout",
+            "tr",
+            "df",
+            "ls",
+            "sleep",
+            "sha256sum",
+            "head",
+            "stat",
+            "true",
+            "wc",
+            "touch",
+            "stty",
+            "readlink",
+        ] {
             std::os::unix::fs::symlink("busybox", dir.path().join("bin").join(applet)).unwrap();
         }
         fs::write(dir.path().join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n").unwrap();

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::error::{At, Failure, Result, Stage};
-use crate::shim::{check, ctl, image, report, run};
+use crate::shim::{check, ctl, image, install, report, run};
 
 /// Every pod in a virtual machine of its own.
 #[derive(Parser)]
@@ -42,6 +42,10 @@ enum Command {
     /// Guest images: build, list, show
     #[command(subcommand)]
     Image(image::Image),
+    /// Install this binary and register it with the container managers that are here
+    Install(install::Install),
+    /// Remove what osc install put here and nobody edited since
+    Uninstall(install::Uninstall),
     /// The configuration: show, check, explain
     #[command(subcommand)]
     Config(crate::config::cmd::Command),
@@ -92,6 +96,8 @@ fn act(command: Command) -> Result<i32> {
         Command::Report(c) => done(c.run()),
         Command::Netsetup(c) => c.run(),
         Command::Image(c) => done(c.run()),
+        Command::Install(c) => done(c.run()),
+        Command::Uninstall(c) => done(c.run()),
         Command::Config(c) => c.run(),
         Command::Completions { shell } => {
             let mut text = Vec::new();

@@ -2,10 +2,9 @@
 
 use std::fmt::Write;
 
-use super::Hypervisor;
 use super::cmd::verdict;
 use super::key::{Key, Lit, Rule, Section};
-use super::table;
+use super::{Config, Hypervisor, default_annotations, table};
 
 /// One row for each key, section by section. A test compares it with the README.
 pub fn markdown() -> String {
@@ -68,5 +67,35 @@ fn proof(key: &Key) -> String {
         (_, Rule::Moot | Rule::Replaced(_)) => "`config::tests::rows` what_has_no_effect_".into(),
         _ if key.proof.is_empty() => "not yet".into(),
         _ => key.proof.into(),
+    }
+}
+
+/// The built-in defaults as a file: every key that does something, as a comment with its effect. Loading it changes nothing.
+pub fn default_file() -> String {
+    let mut text = String::from(
+        "# osc's built-in defaults. Files in config.d beside this one, or /etc/kata-containers/configuration.toml, are better places\n\
+         # for changes. `osc config show` prints what is in effect, `osc config check` judges a file.\n",
+    );
+    for hypervisor in [Hypervisor::Qemu, Hypervisor::Remote] {
+        let _ = writeln!(text, "\n[hypervisor.{}]", hypervisor.name());
+        for_section(&mut text, Section::Hypervisor, hypervisor);
+    }
+    for (section, heading) in [(Section::Factory, "factory"), (Section::Agent, "agent.kata"), (Section::Runtime, "runtime")] {
+        let _ = writeln!(text, "\n[{heading}]");
+        for_section(&mut text, section, Hypervisor::Qemu);
+    }
+    text
+}
+
+fn for_section(text: &mut String, section: Section, hypervisor: Hypervisor) {
+    let mut defaults = Config { enable_annotations: default_annotations(hypervisor), ..Config::default() };
+    for key in table::rows(hypervisor).filter(|k| k.section == section && k.same_as.is_none()) {
+        let Some(value) = key.rule.show(&mut defaults) else { continue };
+        if matches!(key.rule, Rule::Replaced(_) | Rule::Selects) {
+            continue;
+        }
+        // Without the line, no annotation would be allowed.
+        let comment = if key.name == "enable_annotations" { "" } else { "#" };
+        let _ = writeln!(text, "# {}\n{comment}{} = {value}", key.effect, key.name);
     }
 }

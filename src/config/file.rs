@@ -164,10 +164,8 @@ impl Reading {
     fn apply(mut self, file: Option<&Path>, shim_name: &str) -> Assembled {
         let selected = self.select(shim_name);
         let mut config = Config { hypervisor: selected, file: file.map(Path::to_owned), ..Config::default() };
-        if file.is_some() {
-            // As in Kata: what a file does not allow is not allowed.
-            config.enable_annotations.clear();
-        }
+        // As in Kata: what a file does not allow is not allowed.
+        config.enable_annotations = if file.is_some() { Vec::new() } else { super::default_annotations(selected) };
         let mut notes = Vec::new();
         for entry in std::mem::take(&mut self.entries) {
             if entry.hypervisor.is_some_and(|h| h != selected) {

@@ -232,6 +232,15 @@ pub struct Config {
     pub warnings: Vec<String>,
 }
 
+/// What a pod may ask for where no file says: a size. Of a peer pod also the provider's words for one, which the adaptor
+/// has a list of its own for.
+pub fn default_annotations(hypervisor: Hypervisor) -> Vec<String> {
+    const SIZE: [&str; 3] = ["default_vcpus", "default_memory", "default_max_vcpus"];
+    const REMOTE: [&str; 4] = ["machine_type", "image", "default_gpus", "default_gpu_model"];
+    let more: &[&str] = if hypervisor == Hypervisor::Remote { &REMOTE } else { &[] };
+    SIZE.iter().chain(more).map(|n| n.to_string()).collect()
+}
+
 impl Default for Config {
     fn default() -> Config {
         Config {
@@ -290,7 +299,7 @@ impl Default for Config {
             rx_rate_limiter_max_rate: 0,
             tx_rate_limiter_max_rate: 0,
             guest_hook_path: None,
-            enable_annotations: ["default_vcpus", "default_memory", "default_max_vcpus"].map(String::from).to_vec(),
+            enable_annotations: default_annotations(Hypervisor::Qemu),
             valid_hypervisor_paths: Vec::new(),
             valid_virtio_fs_daemon_paths: Vec::new(),
             valid_entropy_sources: Vec::new(),

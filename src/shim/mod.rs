@@ -3,6 +3,7 @@
 pub mod check;
 pub mod ctl;
 pub mod image;
+pub mod install;
 pub mod progress;
 pub mod report;
 pub mod run;

@@ -7,7 +7,7 @@ use super::{AgentService, Answer, DONE, invalid};
 use crate::net::link::{self, Link};
 use crate::net::netlink::Netlink;
 use crate::net::route::{self, Kind, Route};
-use crate::net::{NetError, Prefix, address, neighbour};
+use crate::net::{NetError, Prefix, address, channels, neighbour};
 use crate::rpc::wire::agent::{
     AddArpNeighborsRequest, Interfaces, ListInterfacesRequest, ListRoutesRequest, Routes, UpdateInterfaceRequest, UpdateRoutesRequest,
 };
@@ -47,12 +47,16 @@ impl AgentService {
         let mut nl = Netlink::open().map_err(status)?;
         let links = link::list(&mut nl).map_err(status)?;
         let mut routes = wanted.routes.iter().map(|w| parse(w, &links)).collect::<Answer<Vec<_>>>()?;
-        for old in route::list(&mut nl).map_err(status)?.iter().filter(|o| !o.by_kernel && !o.by_router && !is_loopback(&links, o.link)) {
+        let ours = |o: &Route| !o.by_kernel && !o.by_router && !is_loopback(&links, o.link);
+        let there: Vec<Route> = route::list(&mut nl).map_err(status)?.into_iter().filter(ours).collect();
+        // What stays is not touched: packets go on.
+        for old in there.iter().filter(|o| !routes.iter().any(|r| same(o, r))) {
             route::remove(&mut nl, old).map_err(status)?;
         }
+        routes.retain(|r| !there.iter().any(|o| same(o, r)));
         // What is reachable directly first: gateways must be before the routes through them.
         routes.sort_by_key(|r| r.gateway.is_some());
-        routes.iter().try_for_each(|r| route::add(&mut nl, r)).map_err(status)?;
+        routes.iter().try_for_each(|r| add_route(&mut nl, r)).map_err(status)?;
         Ok(wanted)
     }
 
@@ -82,6 +86,35 @@ impl AgentService {
             neighbour::add(&mut nl, &link, &address, &mac, state, n.flags as u8).map_err(status)?;
         }
         DONE
+    }
+}
+
+/// A gateway may be out of reach by now: the host's kernel keeps the route that it was in when the address went.
+fn add_route(nl: &mut Netlink, wanted: &Route) -> Result<(), NetError> {
+    match route::add(nl, wanted) {
+        Err(e) if wanted.gateway.is_some() && matches!(e.errno(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH)) => {
+            route::add(nl, &Route { flags: wanted.flags | route::ONLINK, ..wanted.clone() })
+        }
+        other => other,
+    }
+}
+
+/// True for what adding `wanted` would give.
+fn same(there: &Route, wanted: &Route) -> bool {
+    // The kernel fills in a metric where none is asked for.
+    let metric = there.metric == wanted.metric || wanted.metric == 0;
+    let of = |r: &Route| (r.kind, r.destination, r.gateway, r.link, r.ipv6, r.mtu);
+    metric && of(there) == of(wanted) && (wanted.source.is_none() || there.source == wanted.source)
+}
+
+/// A queue pair of every interface for every CPU, now that there are more. Fewer than that only cost speed.
+pub(super) fn spread_queues() {
+    let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    let links = Netlink::open().and_then(|mut nl| link::list(&mut nl)).unwrap_or_default();
+    for link in links.iter().filter(|l| l.ethernet().is_some() && !l.has(libc::IFF_LOOPBACK)) {
+        if let Err(e) = channels::enable(link, cpus) {
+            log::warn!("{e}");
+        }
     }
 }
 

@@ -35,6 +35,9 @@ impl AgentService {
             count += online(Path::new(PROCESSORS), "cpu", "online", "0", "1");
             (count >= wanted).then_some(())
         });
+        if count > 0 {
+            super::network::spread_queues();
+        }
         if !r.cpu_only {
             online(Path::new(MEMORY), "memory", "state", "offline", "online");
         }

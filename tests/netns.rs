@@ -366,3 +366,53 @@ fn inspect_draws_and_verify_walks_hop_by_hop() {
     let out = netsetup(&["verify"]);
     assert!(out.stdout.contains("without a carrier"), "{}", out.stdout);
 }
+
+/// Mbit/s of a transfer from a server in `from` to a client in `to`.
+fn rate(from: &Netns, address: &str, to: &Netns) -> f64 {
+    use std::io::{Read, Write};
+    const BYTES: usize = 6 << 20;
+    let inside = |ns: &Netns| osc::net::Namespace::open(&ns.path()).unwrap();
+    let listener = inside(from).inside(|| std::net::TcpListener::bind(("0.0.0.0", 9)).unwrap()).unwrap();
+    let address: std::net::SocketAddr = format!("{address}:9").parse().unwrap();
+    let mut stream = inside(to).inside(move || std::net::TcpStream::connect(address).unwrap()).unwrap();
+    let server = std::thread::spawn(move || listener.accept().unwrap().0.write_all(&vec![7; BYTES]).unwrap());
+    // The burst is not the rate.
+    let mut head = vec![0; 1 << 20];
+    stream.read_exact(&mut head).unwrap();
+    let started = std::time::Instant::now();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).unwrap();
+    server.join().unwrap();
+    assert_eq!(rest.len(), BYTES - head.len());
+    rest.len() as f64 * 8.0 / 1e6 / started.elapsed().as_secs_f64()
+}
+
+#[test]
+fn rates_are_limited_each_way() {
+    if !can_make_namespaces("rate limits") {
+        return;
+    }
+    let pod = Pod::new();
+    let before = pod.pod.state();
+    let (network, endpoints) = attach(&pod);
+    let tie = endpoints[0].tie.clone();
+    let namespace = endpoint::open(&pod.pod.path()).unwrap();
+    endpoint::limit(&namespace, &tie, endpoint::Rates { rx: 40_000_000, tx: 20_000_000 }).unwrap();
+    let shown = pod.pod.run("tc qdisc show");
+    assert!(shown.contains("tbf 5c0: dev tap0_kata root") && shown.contains("rate 20Mbit"), "{shown}");
+    let guest = Guest::new(&network, endpoints);
+    let (rx, tx) = (rate(&pod.peer, PEER_V4, &guest.ns), rate(&guest.ns, POD_V4, &pod.peer));
+    println!("into the guest {rx:.1} of 40 Mbit/s, out of it {tx:.1} of 20 Mbit/s");
+    // Payload: headers take 5 percent.
+    assert!((34.0..=42.0).contains(&rx) && (17.0..=21.0).contains(&tx), "{rx} {tx}");
+    drop(guest);
+    assert!(endpoint::detach([&tie]).is_empty());
+    assert_eq!(pod.pod.state(), before);
+    // The commands of a dry run are the same.
+    let steps = endpoint::limit_steps(&tie, endpoint::Rates { rx: 0, tx: 20_000_000 });
+    pod.pod.run(&steps[0].to_string());
+    let by_hand = pod.pod.run("tc qdisc show dev eth0");
+    pod.pod.run("tc qdisc del dev eth0 root");
+    steps[0].run(&mut namespace.netlink().unwrap(), &mut Vec::new()).unwrap();
+    assert_eq!(pod.pod.run("tc qdisc show dev eth0"), by_hand);
+}

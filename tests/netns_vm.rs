@@ -5,7 +5,7 @@ mod common;
 mod netns;
 
 use common::{Background, Rootfs, can_run_vms, run, until};
-use netns::{PEER_V4, PEER_V6, POD_MAC, POD_V4, POD_V6, Pod};
+use netns::{Netns, PEER_V4, PEER_V6, POD_MAC, POD_V4, POD_V6, Pod, sh};
 
 /// A root file system with the network's applets.
 fn root() -> Rootfs {
@@ -94,4 +94,70 @@ fn a_namespace_that_is_none_ends_the_start_and_nothing_stays() {
         assert!(out.stderr.contains("network:") && out.stderr.contains(path) && out.stderr.contains(why), "{}", out.stderr);
         common::assert_clean(&name);
     }
+}
+
+#[test]
+fn a_network_that_is_filled_changed_and_emptied_later_is_followed() {
+    if !can_run_vms("late network") {
+        return;
+    }
+    let root = root();
+    let (late, peer) = (Netns::new("late"), Netns::new("latepeer"));
+    let untouched = late.state();
+    let b = Background::start("late", &["--rootfs", &root.arg(), "--netns", &late.arg()], &["sleep", "1000"]);
+    assert_eq!(b.exec(&["ls", "/sys/class/net"]).stdout, "lo\n");
+    let guest = |script: &str| b.exec(&["sh", "-c", script]).stdout;
+
+    // Filled.
+    sh(&format!("ip link add eth0 netns {} type veth peer name eth0 netns {}", late.name, peer.name));
+    peer.run("ip addr add 10.70.0.1/24 dev eth0");
+    peer.run("ip link set eth0 up");
+    late.run("ip addr add 10.70.0.2/24 dev eth0");
+    late.run("ip link set eth0 up");
+    late.run("ip route add default via 10.70.0.1");
+    until("the guest's default route", || guest("ip route").contains("default via 10.70.0.1").then_some(()));
+    let ping = guest("ping -c 2 -W 5 10.70.0.1");
+    assert!(ping.contains(" 0% packet loss"), "{ping}");
+
+    // Changed: an address, a route, a second interface with a name between.
+    late.run("ip addr add 10.71.0.2/24 dev eth0");
+    late.run("ip addr del 10.70.0.2/24 dev eth0");
+    late.run("ip route add 10.99.0.0/16 via 10.71.0.9");
+    until("the new address", || {
+        let text = guest("ip addr show eth0; ip route");
+        (text.contains("10.71.0.2/24") && !text.contains("10.70.0.2") && text.contains("10.99.0.0/16 via 10.71.0.9")).then_some(())
+    });
+    sh(&format!("ip link add net1 netns {} mtu 1400 type veth peer name net1 netns {}", late.name, peer.name));
+    late.run("ip addr add fd71::2/64 dev net1 nodad");
+    late.run("ip link set net1 up");
+    peer.run("ip link set net1 up");
+    peer.run("ip addr add fd71::1/64 dev net1 nodad");
+    until("the second interface", || guest("ip addr show net1").contains("fd71::2/64").then_some(()));
+    assert_eq!(guest("cat /sys/class/net/net1/mtu"), "1400\n");
+    let ping = guest("ping6 -c 2 -W 5 fd71::1");
+    assert!(ping.contains(" 0% packet loss"), "{ping}");
+
+    // Emptied, and what the guest still has goes on.
+    late.run("ip link del net1");
+    until("one interface", || (guest("ls /sys/class/net") == "eth0\nlo\n").then_some(()));
+    late.run("ip link del eth0");
+    until("no interface", || (guest("ls /sys/class/net") == "lo\n").then_some(()));
+    until("the taps to go", || (late.links() == ["lo"]).then_some(()));
+    drop(b);
+    assert_eq!(late.state(), untouched);
+}
+
+#[test]
+fn what_a_killed_run_left_in_the_namespace_is_swept() {
+    if !can_run_vms("sweeping a network") {
+        return;
+    }
+    let (pod, root) = (Pod::new(), root());
+    let before = pod.pod.state();
+    let b = Background::start("killed", &["--rootfs", &root.arg(), "--netns", &pod.pod.arg()], &["sleep", "1000"]);
+    common::pids(&b.name, "osc").into_iter().for_each(common::kill);
+    until("QEMU to go with its owner", || common::pids(&b.name, "qemu").is_empty().then_some(()));
+    assert_ne!(pod.pod.state(), before);
+    assert_eq!(run(["reap"]).status, 0);
+    assert_eq!(pod.pod.state(), before);
 }

@@ -138,6 +138,29 @@ pub fn redirects(a: &str, b: &str) -> [Step; 4] {
     [Step::Ingress { link: a.into() }, Step::Ingress { link: b.into() }, redirect(a, b), redirect(b, a)]
 }
 
+/// Bits per second into the guest (`rx`) and out of it (`tx`); 0 is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rates {
+    pub rx: u64,
+    pub tx: u64,
+}
+
+/// What [`limit`] does: what leaves through the tap is what the guest receives.
+pub fn limit_steps(tie: &Tie, rates: Rates) -> Vec<Step> {
+    let all = [(&tie.tap, rates.rx), (&tie.link, rates.tx)];
+    all.into_iter().filter(|l| l.1 > 0).map(|(link, bits)| Step::Limit { link: link.clone(), bits }).collect()
+}
+
+/// Limits a tie that stands.
+pub fn limit(namespace: &Namespace, tie: &Tie, rates: Rates) -> Result<(), NetError> {
+    let steps = limit_steps(tie, rates);
+    if steps.is_empty() {
+        return Ok(());
+    }
+    let mut nl = namespace.netlink()?;
+    steps.iter().try_for_each(|s| s.run(&mut nl, &mut Vec::new()))
+}
+
 /// Removes an ingress qdisc that an earlier pod in this namespace left: one that redirects nowhere any more. One without
 /// filters does nothing either.
 fn make_way(nl: &mut Netlink, link: &Link) -> Result<(), NetError> {
@@ -159,6 +182,7 @@ pub fn untie(tie: &Tie) -> Result<(), NetError> {
     let of = |name: &str| links.iter().find(|l| l.name == name);
     let tap = of(&tie.tap).filter(|l| is_ours(l));
     if let Some(link) = of(&tie.link) {
+        tc::remove_limit(&mut nl, link)?;
         let target = tap.map_or(0, |t| t.index);
         let filters = tc::filters(&mut nl, link)?;
         // Somebody else's filters are left alone.

@@ -5,9 +5,11 @@
 //! (extended acknowledgement).
 
 pub mod address;
+pub mod channels;
 pub mod endpoint;
 pub mod link;
 pub mod message;
+pub mod monitor;
 pub mod namespace;
 pub mod neighbour;
 pub mod netlink;

@@ -44,6 +44,29 @@ impl Netlink {
         Ok(Netlink { fd, sequence: 0 })
     }
 
+    /// A socket that is told what happens to the things of `groups` (RTMGRP_*). It never blocks.
+    pub fn listen(groups: u32) -> Result<Netlink, NetError> {
+        let nl = Netlink::open()?;
+        // struct sockaddr_nl: family, padding, pid (0: the kernel chooses), groups.
+        let mut address = [0u8; 12];
+        address[..2].copy_from_slice(&(libc::AF_NETLINK as u16).to_ne_bytes());
+        address[8..].copy_from_slice(&groups.to_ne_bytes());
+        // SAFETY: an address of the length we state.
+        if unsafe { libc::bind(nl.fd.as_raw_fd(), address.as_ptr().cast(), address.len() as u32) } != 0 {
+            return Err(io::Error::last_os_error().into());
+        }
+        Ok(nl)
+    }
+
+    /// Throws away what has arrived. Messages that were lost for want of space count as arrived.
+    pub fn discard(&self) {
+        let mut buffer = vec![0; BUFFER];
+        // SAFETY: a buffer of the length we state.
+        let read = || unsafe { libc::recv(self.fd.as_raw_fd(), buffer.as_mut_ptr().cast(), BUFFER, libc::MSG_DONTWAIT) };
+        let mut read = read;
+        while read() >= 0 || io::Error::last_os_error().raw_os_error() == Some(libc::ENOBUFS) {}
+    }
+
     /// A request that is only acknowledged. `what` names the call and the device.
     pub fn tell(&mut self, what: &str, message: Message) -> Result<(), NetError> {
         self.exchange(what, message).map(drop)
@@ -96,6 +119,12 @@ impl Netlink {
             bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
         Ok(false)
+    }
+}
+
+impl std::os::fd::AsFd for Netlink {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

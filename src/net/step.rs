@@ -34,6 +34,11 @@ pub enum Step {
         from: String,
         to: String,
     },
+    /// So many bits per second leave through it.
+    Limit {
+        link: String,
+        bits: u64,
+    },
 }
 
 impl Step {
@@ -62,6 +67,10 @@ impl Step {
                 let classifier = tc::redirect(nl, &from, &to)?;
                 log::debug!("{} -> {} by {classifier}", from.name, to.name);
             }
+            Step::Limit { link, bits } => {
+                let link = link::by_name(nl, link)?;
+                tc::add_limit(nl, &link, *bits)?;
+            }
         }
         Ok(())
     }
@@ -77,6 +86,10 @@ impl fmt::Display for Step {
             Step::NoLinkLocal { link } => write!(f, "ip link set dev {link} addrgenmode none"),
             Step::Mtu { link, mtu } => write!(f, "ip link set dev {link} mtu {mtu}"),
             Step::Up { link } => write!(f, "ip link set dev {link} up"),
+            Step::Limit { link, bits } => {
+                let tc::Bucket { burst, limit, .. } = tc::Bucket::of(*bits);
+                write!(f, "tc qdisc add dev {link} root handle {}: tbf rate {bits}bit burst {burst} limit {limit}", tc::LIMIT_MAJOR)
+            }
             Step::Ingress { link } => write!(f, "tc qdisc add dev {link} ingress"),
             Step::Redirect { from, to } => {
                 let filter = format!("tc filter add dev {from} parent ffff: protocol all pref {}", tc::PREFERENCE);

@@ -104,11 +104,65 @@ pub fn remove_ingress(nl: &mut Netlink, link: &Link) -> Result<(), NetError> {
     }
 }
 
-/// Takes the root qdisc of `link`, so that the kernel's default is back.
-pub fn remove_root(nl: &mut Netlink, link: &Link) -> Result<(), NetError> {
-    let message = Message::new(libc::RTM_DELQDISC, REQUEST | ACK, &fixed(link.index, 0, TC_H_ROOT, 0));
-    match nl.tell(&format!("remove root qdisc of {}", link.name), message) {
-        Err(e) if matches!(e.errno(), Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)) => Ok(()),
+/// Major number, hexadecimal as `tc` writes it, of the root qdisc by which we limit a device: so it is told from others.
+pub const LIMIT_MAJOR: &str = "5c0";
+const LIMIT: u32 = 0x05c0_0000;
+
+/// A token bucket for a rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bucket {
+    /// Bytes per second.
+    pub rate: u64,
+    /// Bytes that may go at once.
+    pub burst: u32,
+    /// Bytes that may wait.
+    pub limit: u32,
+}
+
+impl Bucket {
+    /// For bits per second: 10 ms at once, at least a large segment; 100 ms may wait.
+    pub fn of(bits: u64) -> Bucket {
+        const LEAST: u64 = 64 * 1024;
+        const MOST: u64 = 1 << 30;
+        let rate = bits / 8;
+        let burst = (rate / 100).clamp(LEAST, MOST);
+        Bucket { rate, burst: burst as u32, limit: (burst + (rate / 10).clamp(LEAST, MOST)) as u32 }
+    }
+}
+
+/// Lets no more than `bits` per second leave through `link`, which must have no root qdisc of somebody's.
+pub fn add_limit(nl: &mut Netlink, link: &Link, bits: u64) -> Result<(), NetError> {
+    const TCA_TBF_PARMS: u16 = 1;
+    const TCA_TBF_RATE64: u16 = 4;
+    const TCA_TBF_BURST: u16 = 6;
+    /// Lengths of frames are what they are: no tables of rounded ones.
+    const TC_LINKLAYER_ETHERNET: u8 = 1;
+    let bucket = Bucket::of(bits);
+    // struct tc_tbf_qopt: two struct tc_ratespec (cell_log, linklayer, overhead, cell_align, mpu, rate), limit, buffer, mtu.
+    let mut parms = vec![0, TC_LINKLAYER_ETHERNET, 0, 0, 0, 0, 0, 0];
+    parms.extend(u32::try_from(bucket.rate).unwrap_or(u32::MAX).to_ne_bytes());
+    parms.extend([0; 12]);
+    for n in [bucket.limit, 0, 0] {
+        parms.extend(n.to_ne_bytes());
+    }
+    let options = |m: Message| {
+        let m = m.attribute(TCA_TBF_PARMS, &parms).number(TCA_TBF_BURST, bucket.burst);
+        if u32::try_from(bucket.rate).is_err() { m.attribute(TCA_TBF_RATE64, &bucket.rate.to_ne_bytes()) } else { m }
+    };
+    while_busy(|| {
+        let base = Message::new(libc::RTM_NEWQDISC, REQUEST | ACK | CREATE | EXCL, &fixed(link.index, LIMIT, TC_H_ROOT, 0));
+        nl.tell(&format!("limit {} to {bits} bit/s", link.name), base.text(TCA_KIND, "tbf").nest(TCA_OPTIONS, options))
+    })
+}
+
+/// Takes the limit of `link` away, where it has one of ours.
+pub fn remove_limit(nl: &mut Netlink, link: &Link) -> Result<(), NetError> {
+    if !qdiscs(nl)?.iter().any(|q| q.link == link.index && q.handle == LIMIT) {
+        return Ok(());
+    }
+    let message = Message::new(libc::RTM_DELQDISC, REQUEST | ACK, &fixed(link.index, LIMIT, TC_H_ROOT, 0));
+    match nl.tell(&format!("remove limit of {}", link.name), message) {
+        Err(e) if e.errno() == Some(libc::ENODEV) => Ok(()),
         other => other,
     }
 }

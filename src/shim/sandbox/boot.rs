@@ -10,6 +10,7 @@ use super::agent::{Agent, failed};
 use super::network;
 use super::record::{Record, Thing};
 use super::volume::GUEST_SHM;
+use crate::config::NetworkModel;
 use crate::error::{At, Failure, Result, Stage};
 use crate::fs::image::{self, GuestImage};
 use crate::fs::share::{GUEST_ROOT, Share, TAG};
@@ -31,6 +32,7 @@ pub(super) struct Booted {
     pub daemon: Arc<Virtiofsd>,
     pub vm: Arc<dyn Vm>,
     pub agent: Arc<Agent>,
+    pub network: Option<network::Live>,
 }
 
 /// The record is the ledger of QEMU and virtiofsd.
@@ -65,14 +67,14 @@ pub(super) fn boot(new: &mut NewSandbox, record: &Record, progress: &Progress) -
     let daemon = Arc::new(Virtiofsd::start(&options, &share.source(), listener, record)?);
 
     let network = match &new.netns {
-        Some(netns) => {
+        Some(netns) if new.config.internetworking_model != NetworkModel::None => {
             progress.stage("network");
             let max = largest(new.config.default_maxvcpus, new.config.default_maxmemory, new.size);
-            let (network, endpoints) = network::attach(netns, max.vcpus, record)?;
-            new.devices.extend(endpoints.into_iter().map(network::device));
+            let (network, nics) = network::Live::attach(netns, network::Settings::of(&new.config, max.vcpus), record)?;
+            new.devices.extend(nics);
             Some(network)
         }
-        None => None,
+        _ => None,
     };
 
     progress.stage("qemu");
@@ -95,7 +97,7 @@ pub(super) fn boot(new: &mut NewSandbox, record: &Record, progress: &Progress) -
 
     progress.stage("sandbox");
     let made = seed(&agent).and_then(|()| create_in_guest(new, &agent)).and_then(|()| match &network {
-        Some(network) => network::configure(&agent, network),
+        Some(network) => network.configure(&agent),
         None if user_net => user_network(&agent),
         None => Ok(()),
     });
@@ -104,7 +106,7 @@ pub(super) fn boot(new: &mut NewSandbox, record: &Record, progress: &Progress) -
         vm.stop(Duration::ZERO);
         return Err(failure);
     }
-    Ok(Booted { image, share, daemon, vm, agent })
+    Ok(Booted { image, share, daemon, vm, agent, network })
 }
 
 /// This process's OOM score while it forks: children are born with it. Dropped, it is as before.

@@ -278,6 +278,8 @@ impl Container {
     /// Starts the container's first process.
     pub fn start(&self) -> Result<()> {
         let sandbox = self.sandbox()?;
+        // Filled or changed since the create: the process finds it as it is now.
+        sandbox.refresh_network()?;
         self.begin(&sandbox, &self.init, || {
             sandbox.agent.tell("StartContainer", &wire::StartContainerRequest { container_id: self.id.clone() })
         })?;

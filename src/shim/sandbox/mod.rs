@@ -85,6 +85,7 @@ pub struct Sandbox {
     creating: Mutex<BTreeSet<String>>,
     /// Held by whoever takes the sandbox down; the next finds it done.
     stopping: Mutex<bool>,
+    network: Option<network::Live>,
 }
 
 /// An id between the begin and the end of its creation.
@@ -161,10 +162,22 @@ impl Sandbox {
             observer: OnceLock::new(),
             creating: Mutex::default(),
             stopping: Mutex::default(),
+            network: booted.network,
         });
+        if let Some(network) = &sandbox.network {
+            network.watch(&sandbox).inspect_err(|_| sandbox.vm.stop(Duration::ZERO))?;
+        }
         sandbox.watch(booted.daemon);
         sandbox.watch_ooms();
         Ok(sandbox)
+    }
+
+    /// Makes the guest's network follow the namespace's.
+    pub fn refresh_network(&self) -> Result<()> {
+        match &self.network {
+            Some(network) => network.refresh(self.vm.as_ref(), &self.agent, &self.record).map_err(|e| self.explain(e)),
+            None => Ok(()),
+        }
     }
 
     /// Who is told of events. Only the first call counts.
@@ -289,6 +302,9 @@ impl Sandbox {
             self.set_death(Failure::new(Stage::Agent, "the sandbox was stopped").code(Code::Unavailable));
             let _: Result<crate::rpc::wire::google::Empty, _> =
                 self.agent.call("DestroySandbox", &wire::DestroySandboxRequest::default(), Some(GRACE));
+        }
+        if let Some(network) = &self.network {
+            network.close();
         }
         self.vm.stop(GRACE);
         self.agent.close();

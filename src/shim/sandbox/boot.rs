@@ -215,7 +215,17 @@ pub fn host_memory_mib() -> u64 {
 }
 
 /// How long the end of one process may lag behind what it did to the other.
-const SETTLE: Duration = Duration::from_millis(200);
+pub(super) const SETTLE: Duration = Duration::from_millis(300);
+
+/// True if the VM is gone, or goes within `limit`.
+pub(super) fn ends_within(vm: &dyn Vm, limit: Duration) -> bool {
+    const ASK: Duration = Duration::from_millis(10);
+    let until = std::time::Instant::now() + limit;
+    while vm.ended().is_none() && std::time::Instant::now() < until {
+        std::thread::sleep(ASK);
+    }
+    vm.ended().is_some()
+}
 
 pub(super) fn daemon_died(end: &virtiofsd::End) -> Failure {
     Failure::new(Stage::Share, format!("virtiofsd {end}: the guest lost its files")).code(Code::Unavailable)
@@ -229,7 +239,7 @@ fn end_with(daemon: &Arc<Virtiofsd>, vm: &Arc<dyn Vm>) -> Arc<OnceLock<Failure>>
     crate::thread::start("boot-virtiofsd", move || {
         let end = daemon.wait();
         let Some(vm) = vm.upgrade() else { return };
-        if vm.ended().is_none() {
+        if !ends_within(vm.as_ref(), SETTLE) {
             let _ = told.set(daemon_died(&end));
             vm.stop(Duration::ZERO);
         }

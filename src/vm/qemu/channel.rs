@@ -63,7 +63,8 @@ impl Link {
                         return Ok(own.into());
                     }
                 }
-                mux.open(port).map(Stream::Mux).at(Stage::Agent, || format!("dial port {port} of the guest"))
+                let gone = |e| Failure::new(Stage::Agent, format!("dial port {port} of the guest: {e}")).code(Code::Unavailable);
+                mux.open(port).map(Stream::Mux).map_err(gone)
             }
             Link::Vsock { cid } => dial_vsock(*cid, port, gone),
         }

@@ -59,6 +59,9 @@ const BROKEN: Duration = Duration::from_millis(200);
 /// Lines of the console that an error carries.
 const CONSOLE_LINES: usize = 20;
 
+/// Lines in which the reason of an end is looked for: a panic is announced before the trace of its call.
+const EVIDENCE_LINES: usize = 200;
+
 /// How memory is added.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Growth {
@@ -191,7 +194,7 @@ impl Qemu {
                 shutdown,
                 stopped: self.stopped.load(Ordering::SeqCst),
                 said: exit::without_name(&self.process.last_word()),
-                console: self.console_tail(CONSOLE_LINES),
+                console: self.console_tail(EVIDENCE_LINES),
             }
         })
     }

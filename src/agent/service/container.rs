@@ -127,10 +127,10 @@ fn environment(guest: &Guest, shared_pids: bool) -> Env {
     }
 }
 
-/// The first container of a pod whose containers share a PID namespace is the one that brings it.
+/// The first container of a pod is the one that brings the PID namespace which others may join.
 fn adopt_pid_namespace(guest: &Guest, pid: i32) {
     let mut sandbox = guest.sandbox();
-    if sandbox.shared_pids && sandbox.pid_namespace.is_none() {
+    if sandbox.pid_namespace.is_none() {
         sandbox.pid_namespace = std::fs::File::open(format!("/proc/{pid}/ns/pid")).ok().map(|f| std::sync::Arc::new(f.into()));
     }
 }

@@ -191,6 +191,7 @@ impl Container {
     /// Makes the container in the guest; its process waits to be started. Undone whole on an error.
     pub(super) fn create(sandbox: &Arc<Sandbox>, new: NewContainer) -> Result<Arc<Container>> {
         let NewContainer { id, mut spec, rootfs, stdio, bundle } = new;
+        let shared_pids = super::spec::joins_pids(&spec);
         let hooks = super::spec::to_guest(&mut spec, sandbox.config.disable_guest_seccomp)?;
         let process = spec.process.clone().unwrap_or_default();
         let demand = size::take(&mut spec, sandbox.sizing.grows());
@@ -201,8 +202,17 @@ impl Container {
         };
         let mut placed = volume::place(&id, rootfs, &mut spec, &sandbox.share, &sandbox.record).map_err(unsize)?;
         let state = HookState { id: &id, status: "creating", pid: std::process::id() as i32, bundle: &bundle };
-        let made = hooks::before_create(&hooks, &state)
-            .and_then(|()| Container::create_in_guest(sandbox, &id, spec, std::mem::take(&mut placed.storages), stdio));
+        let made = hooks::before_create(&hooks, &state).and_then(|()| sandbox.hold_volumes(&placed.pod_storages)).and_then(|()| {
+            let request = wire::CreateContainerRequest {
+                container_id: id.clone(),
+                exec_id: id.clone(),
+                storages: std::mem::take(&mut placed.storages),
+                oci: Some(spec),
+                sandbox_pidns: shared_pids,
+                ..Default::default()
+            };
+            Container::create_in_guest(sandbox, request, stdio)
+        });
         match made {
             Ok(init) => {
                 let container = Arc::new(Container {
@@ -229,28 +239,19 @@ impl Container {
         }
     }
 
-    fn create_in_guest(sandbox: &Sandbox, id: &str, spec: Spec, storages: Vec<wire::Storage>, stdio: Stdio) -> Result<Arc<Process>> {
+    fn create_in_guest(sandbox: &Sandbox, mut request: wire::CreateContainerRequest, stdio: Stdio) -> Result<Arc<Process>> {
+        let id = request.container_id.clone();
         let (terminal, names) = (stdio.terminal, stdio.names.clone());
         let streams = Streams::dial(sandbox.vm.as_ref(), &stdio)?;
-        let (stdin_port, stdout_port, stderr_port) = streams.ports();
-        let copies = Copies::start(id, stdio, streams).map_err(|e| Failure::new(Stage::Container, format!("stdio of {id}: {e}")))?;
-        let request = wire::CreateContainerRequest {
-            container_id: id.into(),
-            exec_id: id.into(),
-            storages,
-            oci: Some(spec),
-            stdin_port,
-            stdout_port,
-            stderr_port,
-            ..Default::default()
-        };
+        (request.stdin_port, request.stdout_port, request.stderr_port) = streams.ports();
+        let copies = Copies::start(&id, stdio, streams).map_err(|e| Failure::new(Stage::Container, format!("stdio of {id}: {e}")))?;
         let timeout = Some(sandbox.config.create_container_timeout);
         let made: Result<crate::rpc::wire::google::Empty, _> = sandbox.agent.call("CreateContainer", &request, timeout);
         match made {
-            Ok(_) => Ok(Process::new(id, "", terminal, names, copies)),
+            Ok(_) => Ok(Process::new(&id, "", terminal, names, copies)),
             Err(status) => {
                 copies.finish(Some(Duration::ZERO));
-                Err(sandbox.explain(failed("", status)))
+                Err(failed("", status))
             }
         }
     }

@@ -81,6 +81,8 @@ pub struct Sandbox {
     death: Mutex<Option<Failure>>,
     died: Condvar,
     observer: OnceLock<Observer>,
+    /// Mount points of the volumes in the guest's memory that the pod holds.
+    volumes: Mutex<BTreeSet<String>>,
     /// Ids of containers that are being made.
     creating: Mutex<BTreeSet<String>>,
     /// Held by whoever takes the sandbox down; the next finds it done.
@@ -160,6 +162,7 @@ impl Sandbox {
             death: Mutex::new(None),
             died: Condvar::new(),
             observer: OnceLock::new(),
+            volumes: Mutex::default(),
             creating: Mutex::default(),
             stopping: Mutex::default(),
             network: booted.network,
@@ -209,9 +212,21 @@ impl Sandbox {
             return Err(death);
         }
         let _creating = self.reserve(&new.id)?;
-        let container = Container::create(self, new)?;
+        let container = Container::create(self, new).map_err(|e| self.explain(e))?;
         self.containers().insert(container.id.clone(), container.clone());
         Ok(container)
+    }
+
+    /// Has the guest mount volumes that outlive the containers which use them; each once.
+    fn hold_volumes(&self, storages: &[wire::Storage]) -> Result<()> {
+        let mut held = self.volumes.lock().unwrap_or_else(|p| p.into_inner());
+        for storage in storages.iter().filter(|s| !held.contains(&s.mount_point)).collect::<Vec<_>>() {
+            // The same sandbox may be "created" again: it is how a volume comes to be the pod's and not a container's.
+            let request = wire::CreateSandboxRequest { sandbox_id: self.id.clone(), storages: vec![storage.clone()], ..Default::default() };
+            self.agent.tell("CreateSandbox", &request).map_err(|s| agent::failed(&format!("volume {}", storage.mount_point), s))?;
+            held.insert(storage.mount_point.clone());
+        }
+        Ok(())
     }
 
     /// Keeps a second create of the same id out while the first is under way.
@@ -335,8 +350,8 @@ impl Sandbox {
         crate::thread::start("watch-virtiofsd", move || {
             let end = daemon.wait();
             let Some(sandbox) = weak.upgrade() else { return };
-            // It also ends by itself right after QEMU, whose death is then the reason.
-            if sandbox.vm.ended().is_none() {
+            // It also ends by itself when QEMU hangs up, whose death is then the reason and seen a moment later.
+            if !boot::ends_within(sandbox.vm.as_ref(), boot::SETTLE) {
                 sandbox.lost(boot::daemon_died(&end));
                 sandbox.vm.stop(Duration::ZERO);
             }

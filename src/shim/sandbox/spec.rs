@@ -7,6 +7,12 @@ use crate::rpc::wire::oci::{Hooks, Spec};
 /// Namespaces that the VM itself is: the guest's own stand in for the host's.
 const OF_THE_VM: [&str; 1] = ["network"];
 
+/// True for a container that joins the PID namespace of its pod: managers write the namespace's path on the host.
+pub fn joins_pids(spec: &Spec) -> bool {
+    let namespaces = spec.linux.as_ref().map(|l| l.namespaces.as_slice()).unwrap_or_default();
+    namespaces.iter().any(|n| n.r#type == "pid" && !n.path.is_empty())
+}
+
 /// Refuses what no VM can give, and clears what only means something on the host.
 pub fn to_guest(spec: &mut Spec, disable_seccomp: bool) -> Result<Hooks> {
     let invalid = |cause: String| Failure::new(Stage::Request, cause).code(Code::InvalidArgument);

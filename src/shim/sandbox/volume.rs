@@ -7,6 +7,7 @@
 //! | not a bind (proc, sysfs, tmpfs, devpts, mqueue, cgroup) | the same, made by the guest's own kernel |
 //! | `/dev/shm` bound from the host | the sandbox's own tmpfs, shared by its containers |
 //! | bound from below /dev, /proc or /sys | the guest's own node of that name |
+//! | an emptyDir in memory (`medium: Memory`) | a tmpfs of the pod in the guest's memory, of the same size |
 //! | any other bind | the host's file or directory through the share |
 
 use std::path::{Path, PathBuf};
@@ -42,6 +43,8 @@ pub struct Placed {
     pub names: Vec<String>,
     /// What the agent mounts before it makes the container.
     pub storages: Vec<Storage>,
+    /// The same for what the pod keeps when the container goes.
+    pub pod_storages: Vec<Storage>,
 }
 
 /// Rewrites `spec` from the host's paths to the guest's and binds what it names into the share. On an error, what was
@@ -136,6 +139,11 @@ fn place_mount(id: &str, mount: &mut Mount, share: &Share, placed: &mut Placed) 
     if ["/dev", "/proc", "/sys"].iter().any(|own| source.starts_with(own)) {
         return Ok(());
     }
+    if let Some(storage) = memory_volume(source) {
+        mount.source = storage.mount_point.clone();
+        placed.pod_storages.push(storage);
+        return Ok(());
+    }
     let name = share::volume_name(id, Path::new(&mount.destination))
         .map_err(|e| Failure::new(Stage::Share, format!("name for volume {}: {e}", mount.destination)))?;
     let read_only = is("ro") || is("rro");
@@ -143,6 +151,35 @@ fn place_mount(id: &str, mount: &mut Mount, share: &Share, placed: &mut Placed) 
     mount.source = format!("{GUEST_ROOT}/{name}");
     placed.names.push(name);
     Ok(())
+}
+
+/// Where volumes in the guest's memory are mounted, by their name.
+const GUEST_MEMORY_VOLUMES: &str = "/run/kata-containers/sandbox/ephemeral";
+
+/// The kubelet's emptyDir on a tmpfs: on the host it is memory of the node, in the guest of the pod. Its size, owner and
+/// mode are the kubelet's.
+fn memory_volume(source: &Path) -> Option<Storage> {
+    use std::os::unix::fs::MetadataExt;
+    const TMPFS_MAGIC: i64 = 0x0102_1994;
+    let kind = source.parent().and_then(Path::file_name);
+    if kind.is_none_or(|k| k != "kubernetes.io~empty-dir") || rustix::fs::statfs(source).ok()?.f_type as i64 != TMPFS_MAGIC {
+        return None;
+    }
+    let (space, owner) = (rustix::fs::statvfs(source).ok()?, std::fs::metadata(source).ok()?);
+    let name = source.file_name()?.to_string_lossy().into_owned();
+    Some(Storage {
+        driver: "ephemeral".into(),
+        source: "tmpfs".into(),
+        fstype: "tmpfs".into(),
+        options: vec![
+            format!("size={}", space.f_blocks * space.f_frsize),
+            format!("mode={:o}", owner.mode() & 0o7777),
+            format!("uid={}", owner.uid()),
+            format!("gid={}", owner.gid()),
+        ],
+        mount_point: format!("{GUEST_MEMORY_VOLUMES}/{name}"),
+        ..Default::default()
+    })
 }
 
 fn bind(share: &Share, source: &Path, name: &str, recursive: bool, read_only: bool, what: &str) -> Result<()> {

@@ -3,6 +3,7 @@
 #![allow(dead_code)] // Each test binary uses its part of it.
 
 pub mod containerd;
+pub mod player;
 
 use std::ffi::OsStr;
 use std::fs;

@@ -16,7 +16,7 @@ use super::namespace::{Id, Namespace};
 use super::netlink::Netlink;
 use super::scan::{self, Interface, Network};
 use super::step::Step;
-use super::{NetError, tap, tc};
+use super::{NetError, tap, tc, vxlan};
 
 /// What ends the name of every tap that we make; Kata's.
 const SUFFIX: &str = "_kata";
@@ -31,6 +31,7 @@ pub struct Tie {
     pub id: Id,
     /// The pod's interface.
     pub link: String,
+    /// The tap, or whatever else the traffic goes through.
     pub tap: String,
 }
 
@@ -43,9 +44,10 @@ pub struct Endpoint {
     pub queues: Vec<OwnedFd>,
 }
 
-/// True for a tap that we made.
+/// True for a tap or a tunnel that we made.
 pub fn is_ours(link: &Link) -> bool {
-    link.kind == TUN && number_of(&link.name).is_some()
+    let numbered = |rest: Option<&str>| rest.is_some_and(|n| n.parse::<u32>().is_ok());
+    link.kind == TUN && number_of(&link.name).is_some() || link.kind == vxlan::KIND && numbered(link.name.strip_prefix(vxlan::KIND))
 }
 
 /// N of `tapN_kata`.
@@ -126,7 +128,7 @@ pub fn undo_commands(tie: &Tie) -> Vec<String> {
     if !tie.link.is_empty() {
         commands.push(format!("tc qdisc del dev {} ingress", tie.link));
     }
-    if number_of(&tie.tap).is_some() {
+    if number_of(&tie.tap).is_some() || tie.tap.starts_with(vxlan::KIND) {
         commands.push(format!("ip link del dev {}", tie.tap));
     }
     commands
@@ -163,7 +165,7 @@ pub fn limit(namespace: &Namespace, tie: &Tie, rates: Rates) -> Result<(), NetEr
 
 /// Removes an ingress qdisc that an earlier pod in this namespace left: one that redirects nowhere any more. One without
 /// filters does nothing either.
-fn make_way(nl: &mut Netlink, link: &Link) -> Result<(), NetError> {
+pub(super) fn make_way(nl: &mut Netlink, link: &Link) -> Result<(), NetError> {
     if tc::ingress_of(nl, link)?.is_none() {
         return Ok(());
     }

@@ -4,11 +4,13 @@ use super::NetError;
 use super::message::{Message, attributes, find, number, text};
 use super::netlink::{ACK, DUMP, Netlink, REQUEST};
 
-const IFLA_ADDRESS: u16 = 1;
-const IFLA_IFNAME: u16 = 3;
-const IFLA_MTU: u16 = 4;
-const IFLA_LINKINFO: u16 = 18;
-const IFLA_INFO_KIND: u16 = 1;
+pub(super) const IFLA_ADDRESS: u16 = 1;
+pub(super) const IFLA_IFNAME: u16 = 3;
+pub(super) const IFLA_MTU: u16 = 4;
+pub(super) const IFLA_LINKINFO: u16 = 18;
+pub(super) const IFLA_INFO_KIND: u16 = 1;
+pub(super) const IFLA_INFO_DATA: u16 = 2;
+pub(super) const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 
@@ -44,7 +46,7 @@ impl Link {
 }
 
 /// `struct ifinfomsg`.
-fn fixed(index: u32, flags: u32, change: u32) -> Vec<u8> {
+pub(super) fn fixed(index: u32, flags: u32, change: u32) -> Vec<u8> {
     let mut bytes = vec![libc::AF_UNSPEC as u8, 0, 0, 0];
     for n in [index, flags, change] {
         bytes.extend(n.to_ne_bytes());
@@ -73,6 +75,16 @@ fn parse(body: &[u8]) -> Option<Link> {
     })
 }
 
+/// What the driver says of the interface `name` (`IFLA_INFO_DATA`), if it is of this kind.
+pub fn info_data(nl: &mut Netlink, name: &str, kind: &str) -> Result<Option<Vec<u8>>, NetError> {
+    const FIXED: usize = 16;
+    let answers = nl.dump("list interfaces", Message::new(libc::RTM_GETLINK, REQUEST | DUMP, &fixed(0, 0, 0)))?;
+    Ok(answers.iter().filter(|a| parse(a).is_some_and(|l| l.name == name && l.kind == kind)).find_map(|a| {
+        let info = find(&attributes(a.get(FIXED..)?), IFLA_LINKINFO)?;
+        find(&attributes(info), IFLA_INFO_DATA).map(<[u8]>::to_vec)
+    }))
+}
+
 pub fn by_name(nl: &mut Netlink, name: &str) -> Result<Link, NetError> {
     list(nl)?.into_iter().find(|l| l.name == name).ok_or_else(|| NetError::NoLink(name.into()))
 }
@@ -86,7 +98,7 @@ fn set(nl: &mut Netlink, what: String, message: Message) -> Result<(), NetError>
     nl.tell(&what, message)
 }
 
-fn change(index: u32, flags: u32, mask: u32) -> Message {
+pub(super) fn change(index: u32, flags: u32, mask: u32) -> Message {
     Message::new(libc::RTM_NEWLINK, REQUEST | ACK, &fixed(index, flags, mask))
 }
 

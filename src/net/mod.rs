@@ -19,6 +19,7 @@ pub mod setup;
 pub mod step;
 pub mod tap;
 pub mod tc;
+pub mod vxlan;
 
 use std::io;
 use std::net::IpAddr;

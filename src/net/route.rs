@@ -142,6 +142,17 @@ pub fn remove(nl: &mut Netlink, route: &Route) -> Result<(), NetError> {
     nl.tell(&format!("remove route {route}"), message(libc::RTM_DELROUTE, REQUEST | ACK, route))
 }
 
+/// The route that a packet to `address` would take.
+pub fn lookup(nl: &mut Netlink, address: IpAddr) -> Result<Route, NetError> {
+    let mut fixed = [0; 12];
+    (fixed[0], fixed[1]) = (family(&address), super::bits(&address));
+    let message = Message::new(libc::RTM_GETROUTE, REQUEST | ACK, &fixed).attribute(RTA_DST, &octets(&address));
+    let answers = nl.dump(&format!("look up the route to {address}"), message)?;
+    // The answer is of no table: a copy made for this one address.
+    let whole = |a: &Vec<u8>| a.get(4).map(|_| [&a[..4], &[TABLE_MAIN][..], &a[5..]].concat()).and_then(|a| parse(&a));
+    answers.iter().find_map(whole).ok_or_else(|| NetError::Invalid(format!("{address}: no ordinary route leads there")))
+}
+
 /// Routes of the main table, both families. One with several next hops at once is left out.
 pub fn list(nl: &mut Netlink) -> Result<Vec<Route>, NetError> {
     let mut all = Vec::new();

@@ -7,6 +7,7 @@ mod picture;
 mod svg;
 mod verify;
 mod view;
+mod vxlan;
 
 use std::path::PathBuf;
 
@@ -23,6 +24,8 @@ pub use view::View;
 pub enum Netsetup {
     /// Tie every interface of a namespace to a tap, as for a VM on this host
     Tap(Tap),
+    #[command(subcommand)]
+    Vxlan(vxlan::Ends),
     /// Draw what is in a namespace: devices, addresses, redirections, routes
     Inspect(Inspect),
     /// Walk a packet's way hop by hop and say where it ends
@@ -79,6 +82,7 @@ impl Netsetup {
         }
         match self {
             Netsetup::Tap(t) => t.run(),
+            Netsetup::Vxlan(v) => v.run(),
             Netsetup::Inspect(i) => i.run(),
             Netsetup::Verify(w) => w.verify(),
             Netsetup::Undo(c) => c.undo(),

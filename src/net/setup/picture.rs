@@ -69,6 +69,7 @@ fn boxed(d: &Device) -> Vec<String> {
     };
     inside.push(state.into());
     inside.extend(d.addresses.iter().cloned());
+    inside.extend(d.tunnel.clone());
     if d.redirect.iter().any(|to| to == super::view::GONE) {
         inside.push("redirects to a device that is".into());
         inside.push("gone: osc netsetup undo".into());
@@ -95,6 +96,7 @@ pub(super) mod tests {
             carrier: true,
             ours: kind == "tun",
             addresses: vec!["10.0.0.2/24".into()],
+            tunnel: None,
             redirect: redirect.iter().map(|r| r.to_string()).collect(),
             redirected: 42,
             other_filters: 0,

@@ -45,6 +45,7 @@ pub fn draw(view: &View) -> String {
 fn device(out: &mut String, d: &Device, x: usize, y: usize) -> usize {
     let mut lines = vec![format!("{} MTU {}", d.mac, d.mtu)];
     lines.extend(d.addresses.iter().cloned());
+    lines.extend(d.tunnel.clone());
     lines.extend((d.kind == "tun").then(|| if d.carrier { "a guest is attached" } else { "nobody is attached" }.to_owned()));
     let gone = d.redirect.iter().any(|to| to == super::view::GONE);
     lines.extend(gone.then(|| "redirects to a device that is gone".to_owned()));

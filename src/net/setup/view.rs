@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::net::netlink::Netlink;
-use crate::net::{Namespace, NetError, address, endpoint, link, route, tc};
+use crate::net::{Namespace, NetError, address, endpoint, link, route, tc, vxlan};
 
 /// In place of the name of a device that a redirection led to and that is no more.
 pub const GONE: &str = "(gone)";
@@ -29,6 +29,8 @@ pub struct Device {
     /// Made by osc.
     pub ours: bool,
     pub addresses: Vec<String>,
+    /// Where a VXLAN device leads: `VNI 555000 to 192.0.2.1:4789`.
+    pub tunnel: Option<String>,
     /// Where what arrives here is sent; [`GONE`] for a device that is no more.
     pub redirect: Vec<String>,
     /// Packets that went that way.
@@ -70,11 +72,17 @@ fn device(nl: &mut Netlink, l: &link::Link, all: &[link::Link], addresses: &[add
         carrier: l.has(libc::IFF_LOWER_UP),
         ours: endpoint::is_ours(l),
         addresses: addresses.iter().filter(|a| a.link == l.index).map(|a| a.prefix.to_string()).collect(),
+        tunnel: if l.kind == vxlan::KIND { vxlan::info(nl, &l.name)?.map(|i| tunnel(&i)) } else { None },
         redirect: redirections().map(|r| name(r.0)).collect(),
         redirected: redirections().map(|r| r.1).sum(),
         other_filters: filters.iter().filter(|f| f.redirect.is_none()).count(),
         ingress_qdisc: tc::ingress_of(nl, l)?.is_some(),
     })
+}
+
+fn tunnel(i: &vxlan::Info) -> String {
+    let remote = i.remote.map_or("nowhere yet".into(), |r| std::net::SocketAddr::new(r, i.port).to_string());
+    format!("VNI {} to {remote}", i.vni)
 }
 
 /// What the route's short form does not say.

@@ -16,6 +16,7 @@ use osc::fs::virtiofsd::{Options, Virtiofsd};
 use osc::process::start_time;
 use osc::rpc::Client;
 use osc::rpc::wire::{agent as wire, google::Empty};
+use osc::vm::qemu::tuning::{Backing, Tuning};
 use osc::vm::qemu::{Accel, Channel, Growth, Plan, Qemu};
 use osc::vm::{Device, Size, Vm, port};
 
@@ -57,6 +58,7 @@ fn plan(image: &Path, dir: &Path) -> Plan {
         dir: dir.to_owned(),
         debug: false,
         kernel_params: vec![],
+        tuning: Tuning::default(),
     }
 }
 
@@ -317,7 +319,7 @@ fn what_cannot_boot_says_why() {
     // A share whose daemon is not there.
     let gone = dir.path().join("gone.sock");
     drop(UnixListener::bind(&gone).unwrap());
-    let share = Device::Share { id: "share".into(), socket: gone, tag: "x".into() };
+    let share = Device::Share { id: "share".into(), socket: gone, tag: "x".into(), queue: 1024 };
     let failure = Qemu::start(Plan { devices: vec![share], ..plan(image, dir.path()) }, &()).unwrap_err();
     assert!(failure.cause.contains("gone.sock"), "{failure}");
 }
@@ -333,7 +335,7 @@ fn a_share_of_each_daemon() {
         let listener = UnixListener::bind(&socket).unwrap();
         let options = Options { program: Some(program.into()), ..Default::default() };
         let daemon = Virtiofsd::start(&options, &source, listener, &()).unwrap();
-        let share = Device::Share { id: "share".into(), socket, tag: "kataShared".into() };
+        let share = Device::Share { id: "share".into(), socket, tag: "kataShared".into(), queue: 1024 };
         let (devices, later) = if plugged { (vec![], Some(share)) } else { (vec![share], None) };
         let guest = Guest::start(Plan { devices, ..plan(image, dir.path()) }, dir);
         if let Some(share) = later {
@@ -405,5 +407,87 @@ fn a_killed_daemon_is_told_and_leaves_nobody() {
             daemon.stop();
             until("both are gone", || pids.iter().all(|&pid| start_time(pid).is_none()));
         }
+    }
+}
+
+/// KiB of a line of /proc/PID/status.
+fn status_kib(pid: i32, name: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("{name} in {text}"));
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_guest_that_is_configured_otherwise() {
+    let Some((image, _turn)) = image("tuning") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let tuning = Tuning {
+        cpu: Some("pmu=off".into()),
+        entropy: Some("/dev/urandom".into()),
+        memory: Backing { huge: false, prealloc: true },
+        reclaim: true,
+        slots: 2,
+        ..Tuning::default()
+    };
+    let guest = Guest::start(Plan { growth: Growth::Dimm, tuning, ..plan(image, dir.path()) }, dir);
+    let pid = guest.vm.pid();
+    assert!(status_kib(pid, "VmHWM") >= 256 << 10, "not all of it was there before it was used");
+    until("free pages go back", || status_kib(pid, "RssShmem") < 200 << 10);
+    for mib in [384, 512] {
+        assert_eq!(guest.vm.resize(Size { vcpus: 1, mib }).unwrap().mib, mib);
+    }
+    let full = guest.vm.resize(Size { vcpus: 1, mib: 640 }).unwrap_err();
+    assert!(full.cause.contains("slot"), "{full}");
+}
+
+/// Huge pages of this host, as many again as there were, for as long as this lives.
+struct HugePages(u64);
+
+impl HugePages {
+    const FILE: &str = "/proc/sys/vm/nr_hugepages";
+
+    fn add(pages: u64) -> Option<HugePages> {
+        let read = || fs::read_to_string(HugePages::FILE).ok()?.trim().parse::<u64>().ok();
+        let before = HugePages(read()?);
+        fs::write(HugePages::FILE, (before.0 + pages).to_string()).ok()?;
+        (read()? >= before.0 + pages).then_some(before)
+    }
+
+    fn free() -> u64 {
+        let text = fs::read_to_string("/proc/meminfo").unwrap();
+        let line = text.lines().find(|l| l.starts_with("HugePages_Free")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        let _ = fs::write(HugePages::FILE, self.0.to_string());
+    }
+}
+
+#[test]
+fn memory_of_huge_pages() {
+    let Some((image, _turn)) = image("huge pages") else { return };
+    // What it boots with and what is plugged.
+    let Some(_pages) = HugePages::add(128 + 64) else {
+        eprintln!("skipped: this host has no {} MiB for huge pages", 2 * (128 + 64));
+        return;
+    };
+    let tuning = || Tuning { memory: Backing { huge: true, prealloc: false }, ..Tuning::default() };
+    for growth in [Growth::VirtioMem, Growth::Dimm] {
+        let free = HugePages::free();
+        let dir = tempfile::tempdir().unwrap();
+        let guest = Guest::start(Plan { growth, tuning: tuning(), ..plan(image, dir.path()) }, dir);
+        assert_eq!(free - HugePages::free(), 128);
+        let before = guest.memory_mib();
+        assert_eq!(guest.vm.resize(Size { vcpus: 1, mib: 384 }).unwrap().mib, 384);
+        until("memory", || guest.memory_mib() == before + 128);
+        assert_eq!(free - HugePages::free(), 192, "{growth:?}");
+        // There are no more; the guest goes on.
+        assert!(guest.vm.resize(Size { vcpus: 1, mib: 1024 }).is_err(), "{growth:?}");
+        guest.metrics();
+        guest.vm.stop(LIMIT);
+        until("pages", || HugePages::free() == free);
     }
 }

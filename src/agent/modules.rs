@@ -49,6 +49,8 @@ const CHANNEL: &str = "virtio_console";
 const PCI_DRIVERS: &[(&str, &str)] = &[
     // Tells the host of a panic at once.
     ("0x1b36:0x0011", "pvpanic_pci"),
+    // Tells the host which pages are free, and keeps what the host takes back.
+    ("0x1af4:0x1045", "virtio_balloon"),
 ];
 
 impl Modules {

@@ -265,7 +265,7 @@ impl Default for Config {
             default_maxmemory: 0,
             overhead_vcpus: 0.2,
             overhead_memory: 32,
-            memory_slots: 10,
+            memory_slots: 31,
             enable_virtio_mem: true,
             enable_mem_prealloc: false,
             enable_hugepages: false,

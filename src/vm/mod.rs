@@ -54,8 +54,9 @@ pub struct Size {
 /// A pod-specific part of a VM: given at boot, or plugged into one that runs (or was restored from a template).
 #[derive(Debug)]
 pub enum Device {
-    /// virtio-fs: `socket` is where its daemon listens, `tag` what the guest mounts.
-    Share { id: String, socket: PathBuf, tag: String },
+    /// virtio-fs: `socket` is where its daemon listens, `tag` what the guest mounts,
+    /// `queue` how many requests wait for it at most.
+    Share { id: String, socket: PathBuf, tag: String, queue: u32 },
     /// virtio-net over the queues of a tap, with the MAC and MTU of the interface it stands for. `vhost` are descriptors of
     /// /dev/vhost-net, one for each queue, or none: then QEMU moves the packets itself.
     Nic { id: String, queues: Vec<OwnedFd>, vhost: Vec<OwnedFd>, mac: [u8; 6], mtu: u32 },

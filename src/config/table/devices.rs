@@ -68,7 +68,7 @@ pub const KEYS: &[Key] = &[
     key(H, "virtio_fs_is_dax", Rule::Only(&[Bool(false)]), "QEMU has no DAX window"),
     key(H, "virtio_fs_queue_size", number32(|c| &mut c.virtio_fs_queue_size, (2, 1024), ""), "entries of the share's queue")
         .on(Qemu)
-        .later(),
+        .proof("`vm::qemu::device` a_share_"),
     key(H, "virtio_fs_extra_args", Rule::List(|c| &mut c.virtio_fs_extra_args), "arguments of virtiofsd, in the words of either one")
         .proof("`fs::virtiofsd::options` each_daemon_")
         .on(Qemu)
@@ -81,7 +81,7 @@ pub const KEYS: &[Key] = &[
         "how virtiofsd keeps files",
     )
     .on(Qemu)
-    .later(),
+    .proof("`shim::sandbox::boot` what_a_configuration_changes"),
     key(H, "msize_9p", Rule::Moot, "9p is not done"),
     // Disks.
     key(
@@ -199,8 +199,10 @@ pub const KEYS: &[Key] = &[
     .on(Qemu)
     .noted()
     .within("valid_entropy_sources", |c| &c.valid_entropy_sources)
-    .later(),
-    key(H, "guest_hook_path", Rule::Text(|c| &mut c.guest_hook_path), "OCI hooks in the guest's image").noted().later(),
+    .proof("`vm_qemu` a_guest_that_is_configured_"),
+    key(H, "guest_hook_path", Rule::Text(|c| &mut c.guest_hook_path), "OCI hooks in the guest's image")
+        .noted()
+        .proof("`shim::sandbox::boot` what_a_configuration_changes"),
     // The remote hypervisor.
     key(H, "remote_hypervisor_socket", Rule::Place(|c| &mut c.remote_hypervisor_socket), "where the adaptor listens").on(Remote).later(),
     key(

@@ -20,10 +20,13 @@ const CREATE_TIMEOUT: Rule = Rule::Number { at: Number::Seconds(|c| &mut c.creat
 
 pub const KEYS: &[Key] = &[
     // [agent.kata]
-    key(A, "enable_debug", Rule::Bool(|c| &mut c.agent_debug), "a talkative agent").later(),
+    key(A, "enable_debug", Rule::Bool(|c| &mut c.agent_debug), "a talkative agent")
+        .proof("`shim::sandbox::boot` what_a_configuration_changes"),
     key(A, "log_level", Rule::Moot, "enable_debug alone decides"),
     key(A, "enable_tracing", Rule::Only(&[Bool(false)]), TRACING).noted(),
-    key(A, "kernel_modules", Rule::List(|c| &mut c.kernel_modules), "modules with their parameters, loaded in the guest").noted().later(),
+    key(A, "kernel_modules", Rule::List(|c| &mut c.kernel_modules), "modules with their parameters, loaded in the guest")
+        .noted()
+        .proof("`shim::sandbox::boot` what_a_configuration_changes"),
     key(A, "debug_console_enabled", Rule::Bool(|c| &mut c.debug_console_enabled), "osc debug opens a shell in the guest").later(),
     key(
         A,
@@ -103,15 +106,13 @@ pub const KEYS: &[Key] = &[
         Rule::Bool(|c| &mut c.sandbox_cgroup_only),
         "all of a pod's processes are in its cgroup; needs a pod overhead",
     )
-    .noted()
-    .later(),
+    .noted(),
     key(
         R,
         "static_sandbox_resource_mgmt",
         Rule::Bool(|c| &mut c.static_sandbox_resource_mgmt),
         "a VM is sized once, by the sandbox's annotations",
-    )
-    .later(),
+    ),
     key(R, "sandbox_bind_mounts", Rule::List(|c| &mut c.sandbox_bind_mounts), "host paths that the guest sees, in sandbox-mounts")
         .noted()
         .spaced()

@@ -50,18 +50,21 @@ pub const KEYS: &[Key] = &[
     key(H, "machine_accelerators", Rule::Text(|c| &mut c.machine_accelerators), "more properties of QEMU's -machine")
         .on(Qemu)
         .noted()
-        .later(),
-    key(H, "cpu_features", Rule::Text(|c| &mut c.cpu_features), "more properties of QEMU's -cpu").on(Qemu).noted().later(),
+        .proof("`vm::qemu::args` what_a_configuration_changes"),
+    key(H, "cpu_features", Rule::Text(|c| &mut c.cpu_features), "more properties of QEMU's -cpu")
+        .on(Qemu)
+        .noted()
+        .proof("`vm::qemu::args` what_a_configuration_changes"),
     key(H, "firmware", Rule::Only(&[Text("")]), "the kernel is started directly, without firmware").noted(),
     key(H, "firmware_volume", Rule::Only(&[Text("")]), "the kernel is started directly, without firmware"),
     key(H, "pflashes", Rule::Only(&[EmptyList]), "the kernel is started directly, without firmware"),
     key(H, "seccompsandbox", Rule::Text(|c| &mut c.seccomp_sandbox), "QEMU's -sandbox; else on, with all that QEMU can deny")
         .on(Qemu)
-        .later(),
+        .proof("`vm::qemu::args` what_a_configuration_changes"),
     key(H, "seccomp_sandbox", Rule::Text(|c| &mut c.seccomp_sandbox), "the same, as the Rust runtime calls it")
         .alias_of("hypervisor.seccompsandbox")
         .on(Qemu)
-        .later(),
+        .proof("`vm::qemu::args` what_a_configuration_changes"),
     key(H, "disable_seccomp", Rule::Only(&[Bool(false)]), "QEMU's sandbox stays on").on(Qemu),
     key(H, "rootless", Rule::Only(&[Bool(false)]), "rootless QEMU is not done").noted(),
     key(H, "rootless_user", Rule::Moot, "rootless QEMU is not done"),
@@ -113,24 +116,29 @@ pub const KEYS: &[Key] = &[
         "added to a pod's limits with static_sandbox_resource_mgmt",
     )
     .later(),
-    key(H, "memory_slots", number32(|c| &mut c.memory_slots, (0, 255), ""), "how often memory grows by DIMMs").noted().later(),
+    key(H, "memory_slots", number32(|c| &mut c.memory_slots, (0, 255), ""), "how often memory grows by DIMMs, 31 times at most")
+        .noted()
+        .proof("`vm_qemu` a_guest_that_is_configured_"),
     key(H, "memory_offset", Rule::Only(&[Lit::Number(0)]), "room for NVDIMMs, which osc does not use").noted(),
     key(H, "enable_virtio_mem", Rule::Bool(|c| &mut c.enable_virtio_mem), "memory grows by virtio-mem, and shrinks; false: by DIMMs")
         .on(Qemu)
         .noted()
-        .later(),
+        .proof("`vm_qemu` a_guest_grows_by_dimms"),
     key(H, "enable_mem_prealloc", Rule::Bool(|c| &mut c.enable_mem_prealloc), "the VM's memory is there before it boots")
         .on(Qemu)
         .noted()
-        .later(),
-    key(H, "enable_hugepages", Rule::Bool(|c| &mut c.enable_hugepages), "the VM's memory is made of huge pages").on(Qemu).noted().later(),
+        .proof("`vm_qemu` a_guest_that_is_configured_"),
+    key(H, "enable_hugepages", Rule::Bool(|c| &mut c.enable_hugepages), "the VM's memory is made of huge pages")
+        .on(Qemu)
+        .noted()
+        .proof("`vm_qemu` memory_of_huge_pages"),
     key(H, "hugepage_type", choice!(hugepage_type: HugepageType { "hugetlbfs" => Hugetlbfs, "thp" => Thp }), "which huge pages")
         .on(Qemu)
         .noted()
-        .later(),
+        .proof("`vm_qemu` memory_of_huge_pages"),
     key(H, "reclaim_guest_freed_memory", Rule::Bool(|c| &mut c.reclaim_guest_freed_memory), "free pages of the guest go back to the host")
         .on(Qemu)
-        .later(),
+        .proof("`vm_qemu` a_guest_that_is_configured_"),
     key(H, "file_mem_backend", Rule::Only(&[Text(""), Text("/dev/shm")]), "a VM's memory is a memfd, which virtiofsd can map").on(Qemu),
     key(H, "valid_file_mem_backends", Rule::Moot, "a VM's memory is a memfd"),
     key(H, "enable_guest_swap", Rule::Only(&[Bool(false)]), "swap in the guest is not done, as in Kata's Rust runtime").noted(),

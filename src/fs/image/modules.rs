@@ -16,7 +16,8 @@ const CORE: [&str; 8] = ["virtio_pci", "virtio_console", "fuse", "virtiofs", "vi
 const ESSENTIAL: [&str; 4] = ["virtio_pci", "virtio_console", "virtiofs", "overlay"];
 
 /// Loaded when something asks for them by name. Packed in the image.
-const DEMAND: [&str; 7] = ["virtio_blk", "virtio_scsi", "sd_mod", "loop", "vmw_vsock_virtio_transport", "pvpanic_pci", "ext4"];
+const DEMAND: [&str; 8] =
+    ["virtio_blk", "virtio_scsi", "sd_mod", "loop", "vmw_vsock_virtio_transport", "pvpanic_pci", "virtio_balloon", "ext4"];
 
 /// A module larger than this is none.
 const LARGEST: u64 = 256 << 20;
@@ -231,7 +232,10 @@ pub mod tests {
         let (_dir, kernel) = kernel(DEP, "kernel/fs/overlayfs/overlay.ko\nkernel/fs/ext4/ext4.ko\n");
         let set = collect(&kernel).unwrap();
         assert_eq!(set.builtin, ["overlay", "ext4"]);
-        assert_eq!(set.missing, ["virtio_net", "virtio_mem", "virtio_scsi", "loop", "vmw_vsock_virtio_transport", "pvpanic_pci"]);
+        assert_eq!(
+            set.missing,
+            ["virtio_net", "virtio_mem", "virtio_scsi", "loop", "vmw_vsock_virtio_transport", "pvpanic_pci", "virtio_balloon"]
+        );
     }
 
     #[test]

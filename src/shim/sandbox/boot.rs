@@ -10,7 +10,7 @@ use super::agent::{Agent, failed};
 use super::network;
 use super::record::{Record, Thing};
 use super::volume::GUEST_SHM;
-use crate::config::NetworkModel;
+use crate::config::{Config, HugepageType, NetworkModel};
 use crate::error::{At, Failure, Result, Stage};
 use crate::fs::image::{self, GuestImage};
 use crate::fs::share::{GUEST_ROOT, Share, TAG};
@@ -19,6 +19,7 @@ use crate::process::Ledger;
 use crate::rpc::wire::{agent as wire, types};
 use crate::rpc::{Code, Status};
 use crate::shim::progress::Progress;
+use crate::vm::qemu::tuning::{Backing, Tuning};
 use crate::vm::qemu::{Accel, Channel, Growth, Plan, Qemu, accel, render};
 use crate::vm::{Device, Size, Vm, user_net};
 
@@ -62,7 +63,7 @@ pub(super) fn boot(new: &mut NewSandbox, record: &Record, progress: &Progress) -
     let options = virtiofsd::Options {
         program: new.config.virtio_fs_daemon.clone(),
         cache: new.config.virtio_fs_cache.clone(),
-        extra_args: new.config.virtio_fs_extra_args.clone(),
+        extra_args: virtiofsd_args(&new.config),
     };
     let daemon = Arc::new(Virtiofsd::start(&options, &share.source(), listener, record)?);
 
@@ -138,6 +139,11 @@ impl Drop for OomScore {
     }
 }
 
+fn virtiofsd_args(config: &Config) -> Vec<String> {
+    let handles = config.virtio_fs_inode_file_handles.as_ref().map(|mode| format!("--inode-file-handles={mode}"));
+    handles.into_iter().chain(config.virtio_fs_extra_args.iter().cloned()).collect()
+}
+
 /// The command that a start would give QEMU, as a line for a shell.
 pub fn dry_run(mut new: NewSandbox) -> Result<String> {
     let image = guest_image(&new, &|_| ())?;
@@ -164,7 +170,7 @@ fn guest_image(new: &NewSandbox, progress: &dyn Fn(&str)) -> Result<GuestImage> 
 
 /// Takes the devices out of `new`; the share comes before them.
 fn plan(new: &mut NewSandbox, image: &GuestImage, dir: &std::path::Path, socket: std::path::PathBuf) -> Result<Plan> {
-    let share = Device::Share { id: "share".into(), socket, tag: TAG.into() };
+    let share = Device::Share { id: "share".into(), socket, tag: TAG.into(), queue: new.config.virtio_fs_queue_size };
     let devices = std::iter::once(share).chain(std::mem::take(&mut new.devices)).collect();
     let config = &new.config;
     let forced = match config.accelerator.as_deref() {
@@ -195,8 +201,29 @@ fn plan(new: &mut NewSandbox, image: &GuestImage, dir: &std::path::Path, socket:
         devices,
         dir: dir.to_owned(),
         debug: config.enable_debug,
-        kernel_params: config.kernel_params.clone(),
+        kernel_params: kernel_params(config),
+        tuning: tuning(config),
     })
+}
+
+fn tuning(config: &Config) -> Tuning {
+    let hugetlbfs = config.hugepage_type == HugepageType::Hugetlbfs;
+    Tuning {
+        machine: config.machine_accelerators.clone(),
+        cpu: config.cpu_features.clone(),
+        sandbox: config.seccomp_sandbox.clone(),
+        entropy: config.entropy_source.clone(),
+        // Transparent huge pages are the kernel's own business: QEMU asks for them anyway.
+        memory: Backing { huge: config.enable_hugepages && hugetlbfs, prealloc: config.enable_mem_prealloc },
+        reclaim: config.reclaim_guest_freed_memory,
+        slots: config.memory_slots,
+    }
+}
+
+/// The configuration's own come last, so that they win.
+fn kernel_params(config: &Config) -> Vec<String> {
+    let agent = (config.agent_debug && !config.enable_debug).then(|| "agent.log=debug".to_owned());
+    agent.into_iter().chain(config.kernel_params.iter().cloned()).collect()
 }
 
 /// How far the VM can grow: the larger of 8 and the host's CPUs, and the host's memory, unless the configuration says so.
@@ -288,9 +315,17 @@ fn create_in_guest(new: &NewSandbox, agent: &Agent) -> Result<(), Status> {
             dns: new.dns.clone(),
             storages: vec![share, shm],
             sandbox_id: new.id.clone(),
+            guest_hook_path: new.config.guest_hook_path.clone().unwrap_or_default(),
+            kernel_modules: new.config.kernel_modules.iter().filter_map(|m| kernel_module(m)).collect(),
             ..Default::default()
         },
     )
+}
+
+/// A module's name and its parameters.
+fn kernel_module(text: &str) -> Option<wire::KernelModule> {
+    let mut words = text.split_whitespace().map(String::from);
+    Some(wire::KernelModule { name: words.next()?, parameters: words.collect() })
 }
 
 /// QEMU's user-mode network has no one to configure it but us.
@@ -307,4 +342,28 @@ fn user_network(agent: &Agent) -> Result<(), Status> {
     let default = types::Route { gateway: user_net::GATEWAY.into(), device: NAME.into(), ..Default::default() };
     let _: wire::Routes = agent.ask("UpdateRoutes", &wire::UpdateRoutesRequest { routes: Some(wire::Routes { routes: vec![default] }) })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_configuration_changes() {
+        let config = Config {
+            agent_debug: true,
+            kernel_params: vec!["a=1".into()],
+            virtio_fs_inode_file_handles: Some("prefer".into()),
+            virtio_fs_extra_args: vec!["--xattr".into()],
+            enable_hugepages: true,
+            ..Config::default()
+        };
+        assert_eq!(kernel_params(&config), ["agent.log=debug", "a=1"]);
+        assert_eq!(virtiofsd_args(&config), ["--inode-file-handles=prefer", "--xattr"]);
+        assert!(tuning(&config).memory.huge);
+        assert!(!tuning(&Config { hugepage_type: HugepageType::Thp, ..config }).memory.huge);
+        let module = kernel_module("e1000e  EEE=1 x=2").unwrap();
+        assert_eq!((module.name.as_str(), module.parameters.len()), ("e1000e", 2));
+        assert_eq!(kernel_module("  "), None);
+    }
 }

@@ -6,6 +6,7 @@ use std::os::fd::RawFd;
 use std::path::Path;
 
 use super::device::{self, Parts, comma};
+use super::tuning::{Tuning, more};
 use super::{Accel, Growth, Plan};
 use crate::vm::{Device, Size};
 
@@ -52,16 +53,17 @@ pub fn all(plan: &Plan, append: &str, queues: &[Vec<RawFd>], cid: Option<u32>) -
     [
         name(&plan.id),
         bare(),
-        sandbox(),
-        machine(plan.accel),
-        cpu(plan.accel),
+        sandbox(&plan.tuning),
+        machine(plan.accel, &plan.tuning),
+        cpu(plan.accel, &plan.tuning),
         smp(plan.size, plan.max),
-        memory(plan.size, plan.max, plan.growth),
+        memory(plan.size, plan.max, plan.growth, &plan.tuning),
         kernel(&plan.kernel, &plan.initrd, append),
         qmp(),
         console(&plan.dir.join(super::CONSOLE)),
         cid.map_or_else(serial_channel, vsock_channel),
-        rng(),
+        rng(&plan.tuning),
+        balloon(&plan.tuning),
         bridge(),
     ]
     .into_iter()
@@ -84,25 +86,27 @@ fn bare() -> Vec<String> {
 }
 
 /// What a guest that escapes into QEMU cannot do: start programs, become somebody else, change its own limits.
-fn sandbox() -> Vec<String> {
-    words(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"])
+fn sandbox(tuning: &Tuning) -> Vec<String> {
+    let all = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+    words(["-sandbox", tuning.sandbox.as_deref().unwrap_or(all)])
 }
 
 /// q35 without the parts that nobody uses; memory that vhost-user daemons can map, and that stays out of core dumps.
-fn machine(accel: Accel) -> Vec<String> {
+fn machine(accel: Accel, tuning: &Tuning) -> Vec<String> {
     let kind = match accel {
         Accel::Kvm | Accel::Pvm => "kvm",
         Accel::Tcg => "tcg",
     };
     let trimmed = "hpet=off,vmport=off,smbus=off,sata=off,usb=off,dump-guest-core=off";
-    words(["-machine", &format!("q35,accel={kind},memory-backend=m0,{trimmed}")])
+    words(["-machine", &format!("q35,accel={kind},memory-backend=m0,{trimmed}{}", more(tuning.machine.as_deref()))])
 }
 
 /// All that the host has; under emulation all that can be emulated (x86-64-v3 images need AVX2), but not fast byte strings: the
 /// guest's kernel would copy and clear memory with `rep movsb`, which TCG runs byte by byte. Without, streams are twice as
 /// fast and a boot takes a tenth less.
-fn cpu(accel: Accel) -> Vec<String> {
-    words(["-cpu", if accel == Accel::Tcg { "max,-erms" } else { "host" }])
+fn cpu(accel: Accel, tuning: &Tuning) -> Vec<String> {
+    let model = if accel == Accel::Tcg { "max,-erms" } else { "host" };
+    words(["-cpu", &format!("{model}{}", more(tuning.cpu.as_deref()))])
 }
 
 fn smp(size: Size, max: Size) -> Vec<String> {
@@ -111,18 +115,20 @@ fn smp(size: Size, max: Size) -> Vec<String> {
 }
 
 /// The base memory, and what it grows by: `reserve=off` since most of that is never used.
-fn memory(size: Size, max: Size, growth: Growth) -> Vec<String> {
+fn memory(size: Size, max: Size, growth: Growth, tuning: &Tuning) -> Vec<String> {
     let room = room(size, max);
-    let slots = if growth == Growth::Dimm && room > 0 { format!(",slots={DIMM_SLOTS}") } else { String::new() };
+    let most = if tuning.slots == 0 { DIMM_SLOTS } else { tuning.slots.min(DIMM_SLOTS) };
+    let slots = if growth == Growth::Dimm && room > 0 { format!(",slots={most}") } else { String::new() };
     let maxmem = if room > 0 { format!("{slots},maxmem={}M", size.mib + room) } else { String::new() };
     let mut args = words(["-m", &format!("{}M{maxmem}", size.mib)]);
-    args.extend(words(["-object", &format!("memory-backend-memfd,id=m0,size={}M,share=on", size.mib)]));
+    args.extend(words(["-object", &tuning.memory.option("m0", size.mib)]));
     if growth == Growth::VirtioMem && room > 0 {
+        let (backend, told) = tuning.memory.reserve(&format!("{VIRTIO_MEM}0"), room);
         args.extend(words([
             "-object",
-            &format!("memory-backend-memfd,id={VIRTIO_MEM}0,size={room}M,share=on,reserve=off"),
+            &backend,
             "-device",
-            &format!("virtio-mem-pci,id={VIRTIO_MEM},memdev={VIRTIO_MEM}0,requested-size=0,block-size={VIRTIO_MEM_BLOCK}M"),
+            &format!("virtio-mem-pci,id={VIRTIO_MEM},memdev={VIRTIO_MEM}0,requested-size=0,block-size={VIRTIO_MEM_BLOCK}M{told}"),
         ]));
     }
     args
@@ -164,9 +170,21 @@ fn vsock_channel(cid: u32) -> Vec<String> {
     words(["-device", &format!("vhost-vsock-pci,id=vsock,guest-cid={cid},vhostfd={}", fd::VSOCK)])
 }
 
-/// Entropy from the host's generator, whose state QEMU reads by system call.
-fn rng() -> Vec<String> {
-    words(["-object", "rng-builtin,id=rng0", "-device", "virtio-rng-pci,rng=rng0"])
+/// Entropy from the host's generator, whose state QEMU reads by system call, unless another source is wanted.
+fn rng(tuning: &Tuning) -> Vec<String> {
+    let source = match &tuning.entropy {
+        Some(path) => format!("rng-random,id=rng0,filename={}", comma(&path.to_string_lossy())),
+        None => "rng-builtin,id=rng0".into(),
+    };
+    words(["-object", &source, "-device", "virtio-rng-pci,rng=rng0"])
+}
+
+/// By which the guest tells which pages it does not use.
+fn balloon(tuning: &Tuning) -> Vec<String> {
+    if tuning.reclaim {
+        return words(["-device", "virtio-balloon-pci,id=balloon,free-page-reporting=on,disable-legacy=on"]);
+    }
+    Vec::new()
 }
 
 /// Where devices are plugged: see [`device`].
@@ -208,10 +226,11 @@ mod tests {
             max: LARGE,
             growth: Growth::VirtioMem,
             channel: super::super::Channel::VirtioSerial,
-            devices: vec![Device::Share { id: "share".into(), socket: "/s".into(), tag: "kataShared".into() }],
+            devices: vec![Device::Share { id: "share".into(), socket: "/s".into(), tag: "kataShared".into(), queue: 1024 }],
             dir: "/run/osc/ab12".into(),
             debug: false,
             kernel_params: vec![],
+            tuning: Tuning::default(),
         }
     }
 
@@ -231,11 +250,11 @@ mod tests {
 
     #[test]
     fn accelerators() {
-        assert!(machine(Accel::Kvm)[1].contains("accel=kvm,"));
-        assert!(machine(Accel::Pvm)[1].contains("accel=kvm,"));
-        assert!(machine(Accel::Tcg)[1].contains("accel=tcg,"));
-        assert_eq!(cpu(Accel::Tcg)[1], "max,-erms");
-        assert_eq!(cpu(Accel::Pvm)[1], "host");
+        assert!(machine(Accel::Kvm, &Tuning::default())[1].contains("accel=kvm,"));
+        assert!(machine(Accel::Pvm, &Tuning::default())[1].contains("accel=kvm,"));
+        assert!(machine(Accel::Tcg, &Tuning::default())[1].contains("accel=tcg,"));
+        assert_eq!(cpu(Accel::Tcg, &Tuning::default())[1], "max,-erms");
+        assert_eq!(cpu(Accel::Pvm, &Tuning::default())[1], "host");
     }
 
     #[test]
@@ -247,7 +266,7 @@ mod tests {
 
     #[test]
     fn memory_that_grows_by_virtio_mem() {
-        let args = memory(SMALL, LARGE, Growth::VirtioMem);
+        let args = memory(SMALL, LARGE, Growth::VirtioMem, &Tuning::default());
         assert_eq!(args[1], "256M,maxmem=8192M");
         assert_eq!(args[3], "memory-backend-memfd,id=m0,size=256M,share=on");
         assert_eq!(args[5], "memory-backend-memfd,id=vmem0,size=7936M,share=on,reserve=off");
@@ -256,10 +275,10 @@ mod tests {
 
     #[test]
     fn memory_that_grows_by_dimms_or_not_at_all() {
-        assert_eq!(memory(SMALL, LARGE, Growth::Dimm)[1], "256M,slots=31,maxmem=8192M");
-        assert_eq!(memory(SMALL, LARGE, Growth::Dimm).len(), 4);
-        assert_eq!(memory(SMALL, SMALL, Growth::VirtioMem).len(), 4);
-        assert_eq!(memory(SMALL, SMALL, Growth::VirtioMem)[1], "256M");
+        assert_eq!(memory(SMALL, LARGE, Growth::Dimm, &Tuning::default())[1], "256M,slots=31,maxmem=8192M");
+        assert_eq!(memory(SMALL, LARGE, Growth::Dimm, &Tuning::default()).len(), 4);
+        assert_eq!(memory(SMALL, SMALL, Growth::VirtioMem, &Tuning::default()).len(), 4);
+        assert_eq!(memory(SMALL, SMALL, Growth::VirtioMem, &Tuning::default())[1], "256M");
     }
 
     #[test]
@@ -286,6 +305,29 @@ mod tests {
     fn the_first_device_is_in_slot_one() {
         let args = all(&plan(), "", &[vec![]], None);
         assert!(args.last().unwrap().starts_with("vhost-user-fs-pci,addr=0x1,"), "{args:?}");
+    }
+
+    #[test]
+    fn what_a_configuration_changes() {
+        let tuning = Tuning {
+            machine: Some("smm=off".into()),
+            cpu: Some("pmu=off, vmx=off".into()),
+            sandbox: Some("on,spawn=deny".into()),
+            entropy: Some("/dev/hw,rng".into()),
+            memory: crate::vm::qemu::tuning::Backing { huge: false, prealloc: true },
+            reclaim: true,
+            slots: 4,
+        };
+        let args = all(&Plan { tuning, growth: Growth::Dimm, ..plan() }, "", &[vec![]], None);
+        let at = |flag: &str| args[args.iter().position(|a| a == flag).unwrap() + 1].clone();
+        assert!(at("-machine").ends_with(",dump-guest-core=off,smm=off"));
+        assert_eq!(at("-cpu"), "max,-erms,pmu=off,vmx=off");
+        assert_eq!(at("-sandbox"), "on,spawn=deny");
+        assert_eq!(at("-m"), "256M,slots=4,maxmem=8192M");
+        assert_eq!(at("-object"), "memory-backend-memfd,id=m0,size=256M,share=on,prealloc=on");
+        for part in ["rng-random,id=rng0,filename=/dev/hw,,rng", "virtio-balloon-pci,id=balloon,free-page-reporting=on,disable-legacy=on"] {
+            assert!(args.iter().any(|a| a == part), "{part} in {args:?}");
+        }
     }
 
     #[test]

@@ -21,9 +21,6 @@ pub const BRIDGE: &str = "br0";
 /// Slots of the bridge that take a device: 1 to this. Slot 0 belongs to its own hotplug controller.
 pub const SLOTS: usize = 31;
 
-/// Entries of a virtio-fs queue: Kata's number, the most that vhost-user-fs takes.
-const FS_QUEUE: u32 = 1024;
-
 /// QEMU's half of a device: how to make it, and what it is then called.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Backend {
@@ -55,9 +52,9 @@ pub fn descriptors(device: &Device) -> Vec<&OwnedFd> {
 pub fn parts(device: &Device, slot: usize, fds: &[String]) -> Parts {
     let host = format!("slot{slot}");
     let (backend, mut frontend) = match device {
-        Device::Share { socket, tag, .. } => (
+        Device::Share { socket, tag, queue, .. } => (
             Backend::Chardev { id: host.clone(), path: socket.to_string_lossy().into_owned() },
-            json!({"driver": "vhost-user-fs-pci", "chardev": host, "tag": tag, "queue-size": FS_QUEUE}),
+            json!({"driver": "vhost-user-fs-pci", "chardev": host, "tag": tag, "queue-size": queue}),
         ),
         Device::Nic { mac, mtu, queues, .. } => {
             let (queues, vhost) = fds.split_at(queues.len().min(fds.len()));
@@ -209,7 +206,7 @@ mod tests {
     use super::*;
 
     fn share() -> Device {
-        Device::Share { id: "share".into(), socket: "/run/osc/a,b/fs.sock".into(), tag: "kataShared".into() }
+        Device::Share { id: "share".into(), socket: "/run/osc/a,b/fs.sock".into(), tag: "kataShared".into(), queue: 1024 }
     }
 
     fn nic(queues: usize) -> Device {
@@ -289,7 +286,7 @@ mod tests {
         assert!(check(&disk("d", "123456789012345678901")).unwrap_err().contains("20 bytes"));
         assert!(check(&disk("0d", "1")).unwrap_err().contains("\"0d\""));
         assert!(check(&disk("d,x", "1")).is_err());
-        let long = Device::Share { id: "s".into(), socket: format!("/{}", "x".repeat(200)).into(), tag: "t".into() };
+        let long = Device::Share { id: "s".into(), socket: format!("/{}", "x".repeat(200)).into(), tag: "t".into(), queue: 1024 };
         assert!(check(&long).unwrap_err().contains("107"));
     }
 }

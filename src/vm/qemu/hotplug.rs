@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::device::{self, Backend, SLOTS};
 use super::qmp::{self, Qmp};
+use super::tuning::Backing;
 use super::{GUEST_BLOCK, Growth, args};
 use crate::error::{Failure, Result, Stage};
 use crate::rpc::Code;
@@ -75,10 +76,10 @@ pub fn beyond(base: Size, max: Size, want: u64) -> Result<u64> {
 }
 
 /// Brings the memory beyond the base from `have` to `target` MiB; answers what it is then.
-pub fn set_memory(qmp: &Qmp, growth: Growth, have: u64, target: u64) -> Result<u64> {
+pub fn set_memory(qmp: &Qmp, (growth, backing): (Growth, Backing), have: u64, target: u64) -> Result<u64> {
     match growth {
         Growth::VirtioMem => request(qmp, have, target),
-        Growth::Dimm if target > have => plug_dimm(qmp, have, target - have).map(|()| target),
+        Growth::Dimm if target > have => plug_dimm(qmp, backing, have, target - have).map(|()| target),
         // A DIMM leaves only whole and only if the guest happens not to use it: shrinking is virtio-mem's.
         Growth::Dimm => Ok(have),
     }
@@ -118,10 +119,9 @@ fn plugged(devices: &Value) -> u64 {
 }
 
 /// One DIMM of `mib`, after `have` MiB of others. Its name says where it begins, so that no name comes twice.
-fn plug_dimm(qmp: &Qmp, have: u64, mib: u64) -> Result<()> {
+fn plug_dimm(qmp: &Qmp, backing: Backing, have: u64, mib: u64) -> Result<()> {
     let (memory, dimm) = (format!("dimm-{have}-m"), format!("dimm-{have}"));
-    let object = json!({"qom-type": "memory-backend-memfd", "id": memory, "size": mib << 20, "share": true});
-    qmp.execute("object-add", object)?;
+    qmp.execute("object-add", backing.object(&memory, mib))?;
     let plugged = qmp.execute("device_add", json!({"driver": "pc-dimm", "id": dimm, "memdev": memory}));
     plugged.map(drop).map_err(|e| {
         undo(qmp, "object-del", json!({"id": memory}));

@@ -13,6 +13,7 @@ mod exit;
 mod find;
 mod hotplug;
 mod qmp;
+pub mod tuning;
 
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -34,6 +35,7 @@ use channel::Link;
 use exit::Evidence;
 use hotplug::Slots;
 use qmp::Qmp;
+use tuning::{Backing, Tuning};
 
 /// The console log in the sandbox's directory.
 pub const CONSOLE: &str = "console.log";
@@ -114,6 +116,7 @@ pub struct Plan {
     pub debug: bool,
     /// Appended to the kernel's command line.
     pub kernel_params: Vec<String>,
+    pub tuning: Tuning,
 }
 
 /// A QEMU process and what it runs.
@@ -124,6 +127,7 @@ pub struct Qemu {
     base: Size,
     max: Size,
     growth: Growth,
+    backing: Backing,
     /// Memory beyond the base, MiB. Held during a resize, so that there is one at a time.
     plugged: Mutex<u64>,
     slots: Mutex<Slots>,
@@ -162,6 +166,7 @@ impl Qemu {
             base: plan.size,
             max: plan.max,
             growth: plan.growth,
+            backing: plan.tuning.memory,
             plugged: Mutex::new(0),
             slots: Mutex::new(slots),
             console,
@@ -320,7 +325,7 @@ impl Vm for Qemu {
         let vcpus = hotplug::grow_vcpus(&self.qmp, want.vcpus.min(self.max.vcpus))?;
         let target = hotplug::beyond(self.base, self.max, want.mib)?;
         if target != *plugged {
-            *plugged = hotplug::set_memory(&self.qmp, self.growth, *plugged, target)?;
+            *plugged = hotplug::set_memory(&self.qmp, (self.growth, self.backing), *plugged, target)?;
         }
         Ok(Size { vcpus, mib: self.base.mib + *plugged })
     }

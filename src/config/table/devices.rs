@@ -167,18 +167,14 @@ pub const KEYS: &[Key] = &[
     // NICs.
     key(H, "disable_vhost_net", Rule::Bool(|c| &mut c.disable_vhost_net), "QEMU itself moves packets, not the host's kernel")
         .on(Qemu)
-        .noted()
-        .later(),
+        .noted(),
     key(H, "network_queues", number32(|c| &mut c.network_queues, (0, 240), ""), "queue pairs of a NIC; 0: one for each vCPU there can be")
         .on(Qemu)
-        .noted()
-        .later(),
+        .noted(),
     key(H, "rx_rate_limiter_max_rate", number64(|c| &mut c.rx_rate_limiter_max_rate, (0, ANY), "bits/s"), "into the pod; 0: unlimited")
-        .noted()
-        .later(),
+        .noted(),
     key(H, "tx_rate_limiter_max_rate", number64(|c| &mut c.tx_rate_limiter_max_rate, (0, ANY), "bits/s"), "out of the pod; 0: unlimited")
-        .noted()
-        .later(),
+        .noted(),
     key(H, "net_rate_limiter_*", Rule::Only(&[N(0)]), "with QEMU it is rx_ and tx_rate_limiter_max_rate"),
     // PCI.
     key(H, "default_bridges", Rule::Only(&[N(0), N(1)]), "one bridge takes 31 devices").noted(),

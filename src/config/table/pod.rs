@@ -78,8 +78,7 @@ pub const KEYS: &[Key] = &[
         choice!(internetworking_model: NetworkModel { "tcfilter" => TcFilter, "none" => None }),
         "tcfilter or none; macvtap and l3forwarding are not done",
     )
-    .noted()
-    .later(),
+    .noted(),
     key(
         R,
         "disable_new_netns",

@@ -48,12 +48,12 @@ pub struct Placed {
 }
 
 /// Rewrites `spec` from the host's paths to the guest's and binds what it names into the share. On an error, what was
-/// bound is taken out again.
-pub fn place(id: &str, rootfs: Rootfs, spec: &mut Spec, share: &Share, record: &Record) -> Result<Placed> {
+/// bound is taken out again. A relative source is one of the bundle's.
+pub fn place(id: &str, bundle: &Path, rootfs: Rootfs, spec: &mut Spec, share: &Share, record: &Record) -> Result<Placed> {
     let mut placed = Placed::default();
     let r = mount_root(rootfs, &mut placed, record)
         .and_then(|rootfs| place_root(id, &rootfs, spec, share, &mut placed))
-        .and_then(|()| spec.mounts.iter_mut().try_for_each(|m| place_mount(id, m, share, &mut placed)));
+        .and_then(|()| spec.mounts.iter_mut().try_for_each(|m| place_mount(id, bundle, m, share, &mut placed)));
     match r {
         Ok(()) => Ok(placed),
         Err(e) => {
@@ -126,12 +126,12 @@ fn place_root(id: &str, rootfs: &Rootfs, spec: &mut Spec, share: &Share, placed:
     Ok(())
 }
 
-fn place_mount(id: &str, mount: &mut Mount, share: &Share, placed: &mut Placed) -> Result<()> {
+fn place_mount(id: &str, bundle: &Path, mount: &mut Mount, share: &Share, placed: &mut Placed) -> Result<()> {
     let is = |option: &str| mount.options.iter().any(|o| o == option);
     if mount.r#type != "bind" && !is("bind") && !is("rbind") {
         return Ok(());
     }
-    let source = Path::new(&mount.source);
+    let source = &bundle.join(&mount.source);
     if mount.destination == "/dev/shm" {
         mount.source = GUEST_SHM.into();
         return Ok(());
@@ -217,7 +217,7 @@ mod tests {
             (mount("tmpfs", "tmpfs", "/tmp", &["size=1m"]), "tmpfs"),
         ] {
             let (mut m, mut placed) = (given, Placed::default());
-            place_mount("c1", &mut m, &share, &mut placed).unwrap();
+            place_mount("c1", Path::new("/bundle"), &mut m, &share, &mut placed).unwrap();
             assert_eq!(m.source, expected);
             assert!(placed.names.is_empty());
         }
@@ -225,9 +225,12 @@ mod tests {
 
     #[test]
     fn a_missing_source_is_named() {
-        let mut m = mount("bind", "/no/such/dir", "/data", &["rbind", "ro"]);
-        let e = place_mount("c1", &mut m, &Share::of("no-such-sandbox"), &mut Placed::default()).unwrap_err();
-        assert_eq!((e.stage, e.code), (Stage::Share, Code::InvalidArgument));
-        assert!(e.cause.contains("volume /data: /no/such/dir: "), "{e}");
+        for (source, told) in [("/no/such/dir", "/no/such/dir"), ("data", "/no/such/bundle/data")] {
+            let mut m = mount("bind", source, "/data", &["rbind", "ro"]);
+            let (bundle, share) = (Path::new("/no/such/bundle"), Share::of("no-such-sandbox"));
+            let e = place_mount("c1", bundle, &mut m, &share, &mut Placed::default()).unwrap_err();
+            assert_eq!((e.stage, e.code), (Stage::Share, Code::InvalidArgument));
+            assert!(e.cause.contains(&format!("volume /data: {told}: ")), "{e}");
+        }
     }
 }

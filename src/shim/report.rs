@@ -3,8 +3,9 @@
 //! What goes in is listed here by name. Nothing of a container's environment, arguments or files is: the record and the
 //! logs of ours never hold them, and a guest's console and a command's output are its owner's to add.
 
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 
 use super::sandbox::record;
@@ -15,7 +16,7 @@ use crate::rpc::Code;
 /// `osc report`
 #[derive(clap::Args, Debug)]
 pub struct Report {
-    /// The file to write (a gzipped tar)
+    /// The file to write (a gzipped tar, readable by its owner only)
     file: PathBuf,
     /// Sandbox to report on
     sandbox: Option<String>,
@@ -50,7 +51,10 @@ impl Report {
             None => None,
         };
         let what = || format!("write {}", self.file.display());
-        let file = File::create(&self.file).at(Stage::Request, what)?;
+        // Also over a file that was there: nobody but its owner reads on.
+        let owner_only = fs::Permissions::from_mode(0o600);
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&self.file);
+        let file = file.and_then(|f| f.set_permissions(owner_only).map(|()| f)).at(Stage::Request, what)?;
         let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(file, flate2::Compression::default()));
         let mut add = |name: &str, bytes: &[u8]| -> std::io::Result<()> {
             let mut header = tar::Header::new_gnu();

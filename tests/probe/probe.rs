@@ -69,8 +69,12 @@ fn everything() {
     for key in ["kernel/shmmax", "kernel/msgmax", "fs/mqueue/msg_max", "net/ipv4/ip_forward"] {
         say(&format!("sysctl {key}"), read(&format!("/proc/sys/{key}")));
     }
-    let v2 = |file: &str| fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok().map(|t| t.trim().to_owned());
-    let v1 = |controller: &str, file: &str| v2(&format!("{controller}/{file}"));
+    // Without a cgroup namespace version 2 shows the whole hierarchy, and /proc/self/cgroup where in it this process is.
+    let own = read("/proc/self/cgroup").lines().find_map(|l| l.strip_prefix("0::").map(|p| format!("/sys/fs/cgroup{p}")));
+    let own = own.filter(|dir| fs::exists(format!("{dir}/cgroup.procs")).unwrap_or(false)).unwrap_or("/sys/fs/cgroup".into());
+    let v2 = |file: &str| fs::read_to_string(format!("{own}/{file}")).ok().map(|t| t.trim().to_owned());
+    let v1 =
+        |controller: &str, file: &str| fs::read_to_string(format!("/sys/fs/cgroup/{controller}/{file}")).ok().map(|t| t.trim().to_owned());
     say("cgroup memory", v2("memory.max").or(v1("memory", "memory.limit_in_bytes")).map(no_limit).unwrap_or_default());
     say("cgroup pids", v2("pids.max").or(v1("pids", "pids.max")).unwrap_or_default());
     let cpu = v2("cpu.max").or_else(|| Some(format!("{} {}", no_limit(v1("cpu", "cpu.cfs_quota_us")?), v1("cpu", "cpu.cfs_period_us")?)));

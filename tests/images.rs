@@ -4,9 +4,10 @@ mod common;
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use common::{Rootfs, assert_clean, can_run_vms, name, run, run_with};
+use common::{Rootfs, assert_clean, can_run_vms, command, name, pids, run, run_with, until};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -83,6 +84,30 @@ fn a_layout_and_its_archive_run_with_the_images_own_settings() {
     let archive = gzip(&tar_of(dir.path()));
     let out = run_with(&archive, ["run", "--image", "-", "--", "echo from stdin"]);
     assert_eq!(out.stdout, "from stdin\n", "{}", out.stderr);
+}
+
+#[test]
+fn an_images_files_are_the_runs_own_and_go_with_it_however_it_ends() {
+    if !can_run_vms("image files") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    layout(dir.path(), &change());
+    let image = dir.path().to_string_lossy().into_owned();
+    let name = name("files");
+    let mut child = command(["run", "--name", &name, "--image", &image, "--", "echo up; exec sleep 600"]).spawn().unwrap();
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0; 3]).unwrap();
+    let files = Path::new("/var/lib/osc").join(&name);
+    assert_eq!(fs::metadata(&files).unwrap().permissions().mode() & 0o777, 0o700);
+    // Another run of that name is refused before it touches them.
+    let again = run(["run", "--name", &name, "--image", &image]);
+    assert!(again.status == 125 && again.stderr.contains("exists already"), "{}", again.stderr);
+    assert!(files.join("rootfs/etc/added").exists());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    until("QEMU's end", || pids(&name, "qemu").is_empty().then_some(()));
+    assert!(files.exists() && run(["reap"]).stdout.contains(&name));
+    assert_clean(&name);
 }
 
 #[test]

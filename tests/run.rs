@@ -4,10 +4,12 @@ mod common;
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::{Background, Rootfs, assert_clean, can_run_vms, command, finish, name, run, run_with, until};
+use common::{Background, Rootfs, Screen, assert_clean, bundle, can_run_vms, command, finish, name, run, run_with, until};
+use serde_json::json;
 
 #[test]
 fn a_command_runs_in_a_vm_and_its_status_and_streams_come_back() {
@@ -181,33 +183,101 @@ fn a_terminal_of_its_own_with_size_and_interrupt() {
     }
     let root = Rootfs::new();
     let name = name("tty");
-    let size = nix::pty::Winsize { ws_row: 33, ws_col: 77, ws_xpixel: 0, ws_ypixel: 0 };
-    let pty = nix::pty::openpty(Some(&size), None).unwrap();
-    let ours = |fd: &std::os::fd::OwnedFd| Stdio::from(fd.try_clone().unwrap());
-    let script = "stty size; readlink /proc/self/fd/0; trap 'echo interrupted; exit 4' INT; echo ready; while :; do sleep 1; done";
-    let mut child = command(["run", "--name", &name, "--rootfs", &root.arg(), "--", "sh", "-c", script])
-        .stdin(ours(&pty.slave))
-        .stdout(ours(&pty.slave))
-        .stderr(ours(&pty.slave))
-        .spawn()
-        .unwrap();
-    drop(pty.slave);
-    let mut master = fs::File::from(pty.master);
-    let mut seen = String::new();
-    let mut wait_for = |master: &mut fs::File, text: &str| {
-        let mut buffer = [0; 4096];
-        while !seen.contains(text) {
-            let n = master.read(&mut buffer).unwrap();
-            seen.push_str(&String::from_utf8_lossy(&buffer[..n]));
-        }
-        seen.clone()
-    };
-    let text = wait_for(&mut master, "ready");
+    let script = "stty size; readlink /proc/self/fd/0; trap 'echo interrupted; exit 4' INT; trap 'stty size' WINCH; echo ready; \
+        while :; do sleep 0.1; done";
+    let (mut screen, mut child) =
+        Screen::start(command(["run", "--name", &name, "--rootfs", &root.arg(), "--", "sh", "-c", script]), 33, 77);
+    let text = screen.wait_for("ready");
     assert!(text.contains("33 77") && text.contains("/dev/pts/0"), "{text}");
-    master.write_all(b"\x03").unwrap();
-    wait_for(&mut master, "interrupted");
+    screen.resize(&child, 40, 111);
+    screen.wait_for("40 111");
+    screen.type_in("\x03");
+    screen.wait_for("interrupted");
     assert_eq!(common::wait(&mut child), 4);
     assert_clean(&name);
+}
+
+#[test]
+fn an_exec_has_a_terminal_of_its_own_with_size_and_interrupt() {
+    if !can_run_vms("exec with a terminal") {
+        return;
+    }
+    let root = Rootfs::new();
+    let b = Background::start("exec-tty", &["--rootfs", &root.arg()], &["sleep", "600"]);
+    let script = "stty size; readlink /proc/self/fd/0; trap 'echo interrupted; exit 6' INT; trap 'stty size' WINCH; echo ready; \
+        while :; do sleep 0.1; done";
+    let (mut screen, mut child) = Screen::start(command(["exec", "--tty", &b.name, "--", "sh", "-c", script]), 21, 66);
+    let text = screen.wait_for("ready");
+    // The size comes with the first resize where it does not come with the start.
+    assert!(text.contains("/dev/pts/0"), "{text}");
+    screen.resize(&child, 50, 120);
+    screen.wait_for("50 120");
+    screen.type_in("\x03");
+    screen.wait_for("interrupted");
+    assert_eq!(common::wait(&mut child), 6);
+    // Told to have none, it has none, whatever its caller's is.
+    let (mut screen, mut child) = Screen::start(command(["exec", "--no-tty", &b.name, "--", "sh", "-c", "stty size || echo none"]), 9, 9);
+    screen.wait_for("none");
+    assert_eq!(common::wait(&mut child), 0);
+}
+
+#[test]
+fn a_bundles_relative_volume_is_the_bundles_and_its_hooks_run_where_the_start_fails_too() {
+    if !can_run_vms("bundle") {
+        return;
+    }
+    let root = Rootfs::new();
+    let volume = json!([{"destination": "/v", "type": "bind", "source": "data/files", "options": ["bind", "ro"]}]);
+    let hook =
+        |dir: &str, name: &str, script: &str| json!({"path": "/bin/sh", "args": ["sh", "-c", format!("cat >{dir}/{name}; {script}")]});
+    for (script, status, printed, seen) in [("true", 0, "from the bundle", "prestart poststop"), ("exit 3", 125, "", "prestart poststop")] {
+        let told = tempfile::tempdir().unwrap();
+        let dir = told.path().to_string_lossy().into_owned();
+        let bundle = bundle(&root, &["cat", "/v/file"], |config| {
+            config["mounts"].as_array_mut().unwrap().extend(volume.as_array().unwrap().iter().cloned());
+            config["hooks"] = json!({"prestart": [hook(&dir, "prestart", script)], "poststop": [hook(&dir, "poststop", "true")]});
+        });
+        fs::create_dir_all(bundle.path().join("data/files")).unwrap();
+        fs::write(bundle.path().join("data/files/file"), "from the bundle").unwrap();
+        let name = name("bundle");
+        // From another working directory than the bundle's.
+        let out = run(["run", "--name", &name, "--bundle", &bundle.path().to_string_lossy()]);
+        assert_eq!((out.status, out.stdout.as_str()), (status, printed), "{}", out.stderr);
+        assert_eq!(out.stderr.contains("prestart hook /bin/sh"), status != 0, "{}", out.stderr);
+        for name in seen.split(' ') {
+            let state: serde_json::Value = serde_json::from_slice(&fs::read(told.path().join(name)).unwrap()).unwrap();
+            assert_eq!(state["bundle"], bundle.path().canonicalize().unwrap().to_string_lossy().as_ref(), "{name}: {state}");
+        }
+        assert_clean(&name);
+    }
+}
+
+#[test]
+fn a_report_of_a_sandbox_tells_no_secret_of_its_command() {
+    if !can_run_vms("report") {
+        return;
+    }
+    const SECRET: &str = "correct-horse-battery-staple";
+    let root = Rootfs::new();
+    let script = format!("echo {SECRET}; echo {SECRET} >/dev/kmsg; echo {SECRET} >/tmp/file; exec sleep 600");
+    let password = format!("PASSWORD={SECRET}");
+    let b = Background::start("report", &["--rootfs", &root.arg(), "--env", &password], &["sh", "-c", &script]);
+    until("the log", || run(["logs", &b.name]).stdout.contains(SECRET).then_some(()));
+    b.exec(&["sh", "-c", &format!("echo {SECRET}")]);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("report.tar.gz");
+    // One that was there for all to read does not stay so.
+    fs::write(&file, "").unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    let out = run(["report", &file.to_string_lossy(), &b.name]);
+    assert_eq!(out.status, 0, "{}", out.stderr);
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let mut text = Vec::new();
+    flate2::read::GzDecoder::new(fs::File::open(&file).unwrap()).read_to_end(&mut text).unwrap();
+    let text = String::from_utf8_lossy(&text);
+    assert!(text.contains("osc-report/sandbox/record") && text.contains(&b.name));
+    let at = text.find(SECRET).map(|at| text[at.saturating_sub(300)..].chars().take(400).collect::<String>());
+    assert_eq!(at, None);
 }
 
 #[test]

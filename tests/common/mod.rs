@@ -180,6 +180,61 @@ impl Rootfs {
     }
 }
 
+/// An OCI bundle: a directory with a config.json that `change` has had its way with.
+pub fn bundle(root: &Rootfs, args: &[&str], change: impl FnOnce(&mut serde_json::Value)) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let namespaces = ["pid", "ipc", "uts", "mount", "cgroup"].map(|kind| serde_json::json!({"type": kind}));
+    let mut config = serde_json::json!({
+        "ociVersion": "1.0.2",
+        "root": {"path": root.path()},
+        "process": {"args": args, "cwd": "/", "user": {"uid": 0, "gid": 0}, "env": ["PATH=/bin"]},
+        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+        "linux": {"namespaces": namespaces}
+    });
+    change(&mut config);
+    fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    dir
+}
+
+/// A terminal whose slave a child has; what it shows is read at the master.
+pub struct Screen {
+    master: fs::File,
+    seen: String,
+}
+
+impl Screen {
+    /// Starts `command` on a terminal of `rows` and `columns`.
+    pub fn start(mut command: Command, rows: u16, columns: u16) -> (Screen, Child) {
+        let size = nix::pty::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        let pty = nix::pty::openpty(Some(&size), None).unwrap();
+        let ours = || Stdio::from(pty.slave.try_clone().unwrap());
+        let child = command.stdin(ours()).stdout(ours()).stderr(ours()).spawn().unwrap();
+        (Screen { master: pty.master.into(), seen: String::new() }, child)
+    }
+
+    /// Everything seen, once `text` is in it.
+    pub fn wait_for(&mut self, text: &str) -> &str {
+        let mut buffer = [0; 4096];
+        while !self.seen.contains(text) {
+            let n = self.master.read(&mut buffer).unwrap_or_else(|e| panic!("{e} before {text:?} in {:?}", self.seen));
+            self.seen.push_str(&String::from_utf8_lossy(&buffer[..n]));
+        }
+        &self.seen
+    }
+
+    pub fn type_in(&mut self, text: &str) {
+        self.master.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// As a terminal emulator does it whose window was resized; the signal goes to `child`, who is no group's foreground.
+    pub fn resize(&mut self, child: &Child, rows: u16, columns: u16) {
+        let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(&self.master, size).unwrap();
+        let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::WINCH).unwrap();
+    }
+}
+
 /// Everything on this host that has `name` in it: processes, mounts, directories, sockets, cgroups, loop devices, links.
 pub fn leftovers(name: &str) -> Vec<String> {
     let mut found = Vec::new();

@@ -8,6 +8,7 @@ use crate::error::{At, Failure, Result, Stage};
 use crate::rpc::Code;
 use crate::rpc::wire::oci::Spec;
 use crate::shim::progress::Progress;
+use crate::shim::sandbox::Claimed;
 use crate::shim::sandbox::volume::Rootfs;
 use crate::vm::Device;
 
@@ -139,12 +140,16 @@ impl Args {
         })
     }
 
-    pub(super) fn job(&self, name: &str, terminal: bool, progress: &Progress) -> Result<Job> {
+    /// What is to run. Without a claim nothing is unpacked: good enough to see what it would run in.
+    pub(super) fn job(&self, name: &str, terminal: bool, progress: &Progress, claimed: Option<&Claimed>) -> Result<Job> {
         if let Some(bundle) = &self.bundle {
             return self.bundle_job(bundle, terminal);
         }
         if let Some(image) = &self.image {
-            return self.image_job(image, name, terminal, progress);
+            return match claimed {
+                Some(claimed) => self.image_job(image, name, terminal, progress, claimed),
+                None => Ok(Job { spec: build(&self.wish(name, terminal)), rootfs: Rootfs::Dir(image.clone()), bundle: image.clone() }),
+            };
         }
         let (rootfs, root) = match &self.rootfs {
             Some(dir) => {
@@ -156,7 +161,7 @@ impl Args {
         let mut wish = self.wish(name, terminal);
         wish.args = self.command.clone();
         self.set_user(&mut wish, &root, self.user.as_deref().unwrap_or("0"))?;
-        Ok(Job { spec: build(&wish), rootfs, bundle: root, scratch: None })
+        Ok(Job { spec: build(&wish), rootfs, bundle: root })
     }
 
     fn bundle_job(&self, bundle: &Path, terminal: bool) -> Result<Job> {
@@ -178,40 +183,32 @@ impl Args {
         if process.terminal && !terminal {
             return Err(invalid("the bundle asks for a terminal and there is none").way_out("run osc from a terminal, or add --no-tty"));
         }
-        Ok(Job { spec, rootfs: Rootfs::Dir(root), bundle, scratch: None })
+        Ok(Job { spec, rootfs: Rootfs::Dir(root), bundle })
     }
 
-    fn image_job(&self, image: &Path, name: &str, terminal: bool, progress: &Progress) -> Result<Job> {
+    fn image_job(&self, image: &Path, name: &str, terminal: bool, progress: &Progress, claimed: &Claimed) -> Result<Job> {
         let dir = Path::new(SCRATCH).join(name);
+        claimed.directory(&dir)?;
         let root = dir.join("rootfs");
-        std::fs::create_dir_all(&root).at(Stage::Image, || format!("make {}", root.display()))?;
-        let result = (|| {
-            let image = crate::fs::oci::Image::open(image)?;
-            image.unpack(&root, &|what| progress.tell(what))?;
-            let process = image.config.process(&self.command);
-            if process.args.is_empty() {
-                return Err(invalid("the image names no command").way_out("give one after --"));
-            }
-            let mut wish = self.wish(name, terminal);
-            wish.args = process.args;
-            if process.env.iter().any(|e| e.starts_with("PATH=")) && !self.env.iter().any(|e| e.starts_with("PATH=")) {
-                // The image's own, before our default.
-                wish.env.retain(|e| !e.starts_with("PATH="));
-            }
-            wish.env = with_defaults(process.env, wish.env);
-            if self.workdir.is_none() && !process.cwd.is_empty() {
-                wish.cwd = process.cwd;
-            }
-            self.set_user(&mut wish, &root, self.user.as_deref().unwrap_or(&process.user))?;
-            Ok(build(&wish))
-        })();
-        match result {
-            Ok(spec) => Ok(Job { spec, rootfs: Rootfs::Dir(root), bundle: dir.clone(), scratch: Some(dir) }),
-            Err(e) => {
-                let _ = crate::shim::sandbox::cleanup::remove_tree(&dir);
-                Err(e)
-            }
+        std::fs::create_dir(&root).at(Stage::Image, || format!("make {}", root.display()))?;
+        let image = crate::fs::oci::Image::open(image)?;
+        image.unpack(&root, &|what| progress.tell(what))?;
+        let process = image.config.process(&self.command);
+        if process.args.is_empty() {
+            return Err(invalid("the image names no command").way_out("give one after --"));
         }
+        let mut wish = self.wish(name, terminal);
+        wish.args = process.args;
+        if process.env.iter().any(|e| e.starts_with("PATH=")) && !self.env.iter().any(|e| e.starts_with("PATH=")) {
+            // The image's own, before our default.
+            wish.env.retain(|e| !e.starts_with("PATH="));
+        }
+        wish.env = with_defaults(process.env, wish.env);
+        if self.workdir.is_none() && !process.cwd.is_empty() {
+            wish.cwd = process.cwd;
+        }
+        self.set_user(&mut wish, &root, self.user.as_deref().unwrap_or(&process.user))?;
+        Ok(Job { spec: build(&wish), rootfs: Rootfs::Dir(root), bundle: dir })
     }
 
     /// Everything that does not depend on where the root comes from.

@@ -36,6 +36,26 @@ pub fn create(path: &Path) -> io::Result<(LogSink, LogSink)> {
 
 impl Sink for LogSink {}
 
+/// A descriptor of this process: whoever reads it is told by its exit why a command ended.
+#[derive(Debug)]
+pub struct Ours(pub File);
+
+impl Write for Ours {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl Sink for Ours {
+    fn takes_last_word(&self) -> bool {
+        false
+    }
+}
+
 impl Write for LogSink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut log = self.shared.lock().unwrap_or_else(|p| p.into_inner());

@@ -29,6 +29,9 @@ use crate::rpc::Code;
 use crate::rpc::wire::oci::Spec;
 use crate::vm::{Size, user_net};
 
+/// Who a sandbox of ours belongs to.
+const MANAGER: &str = "osc run";
+
 /// The name of a detached command's log in its state directory.
 pub const LOG: &str = "log";
 
@@ -38,8 +41,6 @@ struct Job {
     rootfs: Rootfs,
     /// Where hooks are told the bundle is.
     bundle: PathBuf,
-    /// Made for this run and thrown away after it.
-    scratch: Option<PathBuf>,
 }
 
 /// Runs the command; answers its exit status.
@@ -56,17 +57,7 @@ pub fn run(args: Args) -> Result<i32> {
     let signals = terminal::block_signals().at(Stage::Request, || "signals")?;
     let terminal = args.wants_terminal();
     let progress = Progress::new(std::io::stderr().is_terminal() && !args.detach && !args.dry_run);
-    let result = (|| {
-        progress.stage("container image");
-        let job = args.job(&name, terminal, &progress)?;
-        let scratch = job.scratch.clone();
-        let result = run_job(&args, name.clone(), job, terminal, signals, &progress);
-        if let Some(dir) = scratch {
-            // The state directory is gone by now, or keeps what `osc logs` reads; the image's files are of no more use.
-            let _ = super::sandbox::cleanup::remove_tree(&dir);
-        }
-        result
-    })();
+    let result = run_job(&args, &name, terminal, signals, &progress);
     progress.clear();
     if let (Some(fd), Err(e)) = (args.background, &result) {
         report_background(fd, &e.to_string());
@@ -74,23 +65,30 @@ pub fn run(args: Args) -> Result<i32> {
     result
 }
 
-fn run_job(args: &Args, name: String, job: Job, terminal: bool, signals: File, progress: &Progress) -> Result<i32> {
-    let new = new_sandbox(args, &name, &job.spec)?;
+fn run_job(args: &Args, name: &str, terminal: bool, signals: File, progress: &Progress) -> Result<i32> {
+    progress.stage("container image");
     if args.dry_run {
-        println!("{}", super::sandbox::dry_run(new)?);
+        let job = args.job(name, terminal, progress, None)?;
+        println!("{}", super::sandbox::dry_run(new_sandbox(args, name, &job.spec)?)?);
         return Ok(0);
     }
-    let sandbox = Sandbox::start(new, progress)?;
+    // First the name: what is made for it is in its record, and no other run of the same name sees it.
+    let claimed = Sandbox::claim(name, MANAGER)?;
+    let job = args.job(name, terminal, progress, Some(&claimed))?;
+    let sandbox = claimed.start(new_sandbox(args, name, &job.spec)?, progress)?;
     if args.network == "user" {
-        let file = resolv_conf(&name);
+        let file = resolv_conf(name);
         std::fs::write(&file, format!("nameserver {}\n", user_net::DNS)).at(Stage::Network, || format!("write {}", file.display()))?;
     }
-    let result = serve_and_run(args, &sandbox, &name, job, terminal, signals, progress);
-    sandbox.stop(args.detach && !args.rm);
+    let result = serve_and_run(args, &sandbox, name, job, terminal, signals, progress);
+    let lost = sandbox.stop(args.detach && !args.rm);
     if args.timings {
         let _ = progress.draw(&mut std::io::stderr());
     }
-    result
+    match lost {
+        Some(lost) if result.is_ok() => Err(lost),
+        _ => result,
+    }
 }
 
 fn serve_and_run(
@@ -119,7 +117,7 @@ fn start_and_wait(
     signals: File,
     progress: &Progress,
 ) -> Result<i32> {
-    let Job { spec, rootfs, bundle, .. } = job;
+    let Job { spec, rootfs, bundle } = job;
     let container = sandbox.create(NewContainer { id: name.into(), spec, rootfs, stdio, bundle })?;
     progress.stage("command");
     progress.clear();
@@ -169,7 +167,7 @@ fn new_sandbox(args: &Args, name: &str, spec: &Spec) -> Result<NewSandbox> {
     config.static_sandbox_resource_mgmt = true;
     Ok(NewSandbox {
         id: name.into(),
-        manager: "osc run".into(),
+        manager: MANAGER.into(),
         config,
         size,
         hostname: spec.hostname.clone(),
@@ -228,8 +226,8 @@ fn stdio(args: &Args, terminal: bool, dir: &Path) -> Result<Stdio> {
     Ok(Stdio {
         terminal,
         stdin: Some(Source::Open(ours(std::io::stdin().as_fd())?)),
-        stdout: Some(Box::new(ours(std::io::stdout().as_fd())?)),
-        stderr: if terminal { None } else { Some(Box::new(ours(std::io::stderr().as_fd())?)) },
+        stdout: Some(Box::new(log::Ours(ours(std::io::stdout().as_fd())?))),
+        stderr: if terminal { None } else { Some(Box::new(log::Ours(ours(std::io::stderr().as_fd())?))) },
         ..Default::default()
     })
 }

@@ -15,7 +15,7 @@ use crate::error::{At, Failure, Result, Stage};
 use crate::fs::image::{self, GuestImage};
 use crate::fs::share::{GUEST_ROOT, Share, TAG};
 use crate::fs::virtiofsd::{self, Virtiofsd};
-use crate::process::Ledger;
+use crate::process::{Ended, Ledger};
 use crate::rpc::wire::{agent as wire, types};
 use crate::rpc::{Code, Status};
 use crate::shim::progress::Progress;
@@ -106,6 +106,10 @@ pub(super) fn boot(new: &mut NewSandbox, record: &Record, progress: &Progress) -
         let failure = failed("set up the guest", status).stage(Stage::Agent).console(vm.console_tail(super::CONSOLE_LINES));
         vm.stop(Duration::ZERO);
         return Err(failure);
+    }
+    // From here on the daemon's end is the sandbox's to tell.
+    if first.set(Failure::new(Stage::Share, "booted")).is_err() {
+        return Err(first.get().cloned().unwrap_or_else(|| Failure::new(Stage::Share, "virtiofsd died")));
     }
     Ok(Booted { image, share, daemon, vm, agent, network })
 }
@@ -242,10 +246,10 @@ pub fn host_memory_mib() -> u64 {
 }
 
 /// How long the end of one process may lag behind what it did to the other.
-pub(super) const SETTLE: Duration = Duration::from_millis(300);
+const SETTLE: Duration = Duration::from_millis(300);
 
 /// True if the VM is gone, or goes within `limit`.
-pub(super) fn ends_within(vm: &dyn Vm, limit: Duration) -> bool {
+fn ends_within(vm: &dyn Vm, limit: Duration) -> bool {
     const ASK: Duration = Duration::from_millis(10);
     let until = std::time::Instant::now() + limit;
     while vm.ended().is_none() && std::time::Instant::now() < until {
@@ -266,12 +270,19 @@ fn end_with(daemon: &Arc<Virtiofsd>, vm: &Arc<dyn Vm>) -> Arc<OnceLock<Failure>>
     crate::thread::start("boot-virtiofsd", move || {
         let end = daemon.wait();
         let Some(vm) = vm.upgrade() else { return };
-        if !ends_within(vm.as_ref(), SETTLE) {
-            let _ = told.set(daemon_died(&end));
+        if !followed(&end, vm.as_ref()) && told.set(daemon_died(&end)).is_ok() {
             vm.stop(Duration::ZERO);
         }
     });
     first
+}
+
+/// True if the daemon's end follows from QEMU's: it exits as soon as it is disconnected.
+pub(super) fn followed(end: &virtiofsd::End, vm: &dyn Vm) -> bool {
+    match end.ended {
+        Ended::Exited(_) => ends_within(vm, SETTLE),
+        Ended::Signaled(_) => vm.ended().is_some(),
+    }
 }
 
 fn boot_failure(vm: &dyn Vm, status: &Status, limit: Duration) -> Failure {

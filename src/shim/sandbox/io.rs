@@ -72,6 +72,11 @@ pub trait Sink: Write + Send + std::fmt::Debug {
     fn hold(&self) -> Option<Hold> {
         None
     }
+
+    /// Whether a line of ours at its end is for whoever reads it. Not where they are told in another way.
+    fn takes_last_word(&self) -> bool {
+        true
+    }
 }
 
 impl Sink for File {}
@@ -178,8 +183,9 @@ impl Copies {
             let (Some(stream), Some(sink)) = (stream, sink) else { continue };
             copies.outputs.push(stream.try_clone()?);
             copies.holds.extend(sink.hold());
+            let told = sink.takes_last_word();
             let sink: Shared = Arc::new(Mutex::new(sink));
-            copies.last_word = Some(sink.clone());
+            copies.last_word = told.then(|| sink.clone());
             copies.flow.change(|s| s.open += 1);
             let flow = copies.flow.clone();
             crate::thread::start(&format!("out-{name}"), move || {

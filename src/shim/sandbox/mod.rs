@@ -18,6 +18,7 @@ mod spec;
 pub mod volume;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -77,8 +78,7 @@ pub struct Sandbox {
     cgroups: cgroup::Placed,
     sizing: size::Sizing,
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
-    /// Why it died, once it has.
-    death: Mutex<Option<Failure>>,
+    end: Mutex<End>,
     died: Condvar,
     observer: OnceLock<Observer>,
     /// Mount points of the volumes in the guest's memory that the pod holds.
@@ -89,6 +89,18 @@ pub struct Sandbox {
     stopping: Mutex<bool>,
     network: Option<network::Live>,
 }
+
+/// How it ended, once it has.
+#[derive(Default)]
+struct End {
+    /// The first reason there was: it was stopped, or it died.
+    death: Option<Failure>,
+    /// Of what it died while it was being stopped.
+    loss: Option<Failure>,
+}
+
+/// An id that is taken and whose sandbox has not started yet: dropped, it is given back with all that its record names.
+pub struct Claimed(Option<Record>);
 
 /// An id between the begin and the end of its creation.
 struct Reserved<'a> {
@@ -125,22 +137,25 @@ pub fn exit_status(failure: &Failure) -> i32 {
 impl Sandbox {
     /// Starts a sandbox: image, share, VM, agent. On an error nothing is left.
     pub fn start(new: NewSandbox, progress: &Progress) -> Result<Arc<Sandbox>> {
-        check_id(&new.id)?;
+        Sandbox::claim(&new.id, &new.manager)?.start(new, progress)
+    }
+
+    /// Takes `id` for `manager`, for who has something to make before the start.
+    pub fn claim(id: &str, manager: &str) -> Result<Claimed> {
+        check_id(id)?;
         for swept in cleanup::sweep_all() {
             match swept.result {
                 Ok(()) => log::info!("swept what sandbox {} left", swept.sandbox),
                 Err(e) => log::warn!("sandbox {} was left by a process that died and cannot be swept: {e}", swept.sandbox),
             }
         }
-        let record = Record::claim(&new.id, &new.manager, cleanup::undo_dir).map_err(|e| match e {
-            Claim::Taken { manager } => Failure::new(Stage::Request, format!("sandbox {} exists already ({manager})", new.id))
+        let record = Record::claim(id, manager, cleanup::undo_dir).map_err(|e| match e {
+            Claim::Taken { manager } => Failure::new(Stage::Request, format!("sandbox {id} exists already ({manager})"))
                 .code(Code::AlreadyExists)
                 .way_out("choose another id, or stop that one"),
-            Claim::Io(e) => Failure::new(Stage::Request, format!("state directory of {}: {e}", new.id)).way_out("see whether /run is full"),
+            Claim::Io(e) => Failure::new(Stage::Request, format!("state directory of {id}: {e}")).way_out("see whether /run is full"),
         })?;
-        let dir = record.dir().to_owned();
-        let cgroups = cgroup::enter(&new.cgroup, &new.id, &record).inspect_err(|_| clean(&dir))?;
-        Sandbox::boot(new, record, cgroups, progress).inspect_err(|_| clean(&dir))
+        Ok(Claimed(Some(record)))
     }
 
     fn boot(mut new: NewSandbox, record: Record, cgroups: cgroup::Placed, progress: &Progress) -> Result<Arc<Sandbox>> {
@@ -159,7 +174,7 @@ impl Sandbox {
             cgroups,
             sizing,
             containers: Mutex::default(),
-            death: Mutex::new(None),
+            end: Mutex::default(),
             died: Condvar::new(),
             observer: OnceLock::new(),
             volumes: Mutex::default(),
@@ -267,11 +282,11 @@ impl Sandbox {
 
     /// Blocks until the sandbox has ended; true if it was stopped, false if it died.
     pub fn wait_end(&self) -> bool {
-        let mut death = self.death.lock().unwrap_or_else(|p| p.into_inner());
-        while death.is_none() {
-            death = self.died.wait(death).unwrap_or_else(|p| p.into_inner());
+        let mut end = self.end();
+        while end.death.is_none() {
+            end = self.died.wait(end).unwrap_or_else(|p| p.into_inner());
         }
-        drop(death);
+        drop(end);
         *self.stopping.lock().unwrap_or_else(|p| p.into_inner())
     }
 
@@ -290,7 +305,11 @@ impl Sandbox {
 
     /// Why the sandbox died, once it has.
     pub fn death(&self) -> Option<Failure> {
-        self.death.lock().unwrap_or_else(|p| p.into_inner()).clone()
+        self.end().death.clone()
+    }
+
+    fn end(&self) -> MutexGuard<'_, End> {
+        self.end.lock().unwrap_or_else(|p| p.into_inner())
     }
 
     /// An error in the light of what is known: a call that fails because the VM died is told as the VM's death.
@@ -298,35 +317,38 @@ impl Sandbox {
         if failure.code != Code::Unavailable {
             return failure;
         }
-        // The broken connection is often seen before the watchers have told why.
+        self.told(|end| end.death.clone()).unwrap_or(failure)
+    }
+
+    /// What `of` finds at the end: a broken connection is often seen before the watchers have told why.
+    fn told(&self, of: impl Fn(&End) -> Option<Failure>) -> Option<Failure> {
         const TOLD: Duration = Duration::from_secs(2);
-        let death = self.death.lock().unwrap_or_else(|p| p.into_inner());
-        let (death, _) = self.died.wait_timeout_while(death, TOLD, |d| d.is_none()).unwrap_or_else(|p| p.into_inner());
-        death.clone().unwrap_or(failure)
+        let (end, _) = self.died.wait_timeout_while(self.end(), TOLD, |e| of(e).is_none()).unwrap_or_else(|p| p.into_inner());
+        of(&end)
     }
 
     /// Ends the sandbox: its guest, its VM, everything on the host. `keep` leaves the state directory (what `osc logs` and
-    /// `osc ps --all` read of a detached run that ended).
-    pub fn stop(&self, keep: bool) {
+    /// `osc ps --all` read of a detached run that ended). Answers of what the sandbox had died before its guest had put
+    /// everything away: then also a command that ended well may have lost what it wrote.
+    pub fn stop(&self, keep: bool) -> Option<Failure> {
         let mut stopped = self.stopping.lock().unwrap_or_else(|p| p.into_inner());
         if std::mem::replace(&mut *stopped, true) {
-            return;
-        }
-        if self.death().is_none() {
-            // An expected end is no failure, but it is the reason that a later call is given.
-            self.set_death(Failure::new(Stage::Agent, "the sandbox was stopped").code(Code::Unavailable));
-            let _: Result<crate::rpc::wire::google::Empty, _> =
-                self.agent.call("DestroySandbox", &wire::DestroySandboxRequest::default(), Some(GRACE));
+            return None;
         }
         if let Some(network) = &self.network {
             network.close();
         }
+        let lost = self.death().or_else(|| self.end_guest());
         self.vm.stop(GRACE);
         self.agent.close();
         let containers: Vec<_> = self.containers().values().cloned().collect();
         containers.iter().for_each(|c| c.release(self));
         self.cgroups.leave();
         if keep {
+            for container in containers.iter().filter(|_| lost.is_some()) {
+                let reason = lost.as_ref().map(|l| l.to_string()).unwrap_or_default();
+                self.record.exited(&container.id, LOST, &reason).unwrap_or_else(|e| log::warn!("record of {}: {e}", self.id));
+            }
             let errors = record::read(self.dir()).map(|story| cleanup::undo(&story)).unwrap_or_default();
             errors.iter().for_each(|e| log::warn!("{e}"));
             if let Err(e) = std::fs::write(self.dir().join("ended"), "") {
@@ -335,6 +357,17 @@ impl Sandbox {
         } else {
             clean(self.dir());
         }
+        lost
+    }
+
+    /// Has the guest stop its containers, write back and power off.
+    fn end_guest(&self) -> Option<Failure> {
+        // An expected end is no failure, but it is the reason that a later call is given.
+        self.set_death(Failure::new(Stage::Agent, "the sandbox was stopped").code(Code::Unavailable));
+        let answer: Result<crate::rpc::wire::google::Empty, _> =
+            self.agent.call("DestroySandbox", &wire::DestroySandboxRequest::default(), Some(GRACE));
+        let broken = answer.err().filter(|status| status.code == Code::Unavailable)?;
+        Some(self.told(|end| end.loss.clone()).unwrap_or_else(|| agent::failed("end the sandbox", broken)))
     }
 
     /// Two watchers: the VM and the share's daemon. Whichever dies first is the reason.
@@ -351,7 +384,7 @@ impl Sandbox {
             let end = daemon.wait();
             let Some(sandbox) = weak.upgrade() else { return };
             // It also ends by itself when QEMU hangs up, whose death is then the reason and seen a moment later.
-            if !boot::ends_within(sandbox.vm.as_ref(), boot::SETTLE) {
+            if !boot::followed(&end, sandbox.vm.as_ref()) {
                 sandbox.lost(boot::daemon_died(&end));
                 sandbox.vm.stop(Duration::ZERO);
             }
@@ -376,19 +409,20 @@ impl Sandbox {
     }
 
     fn lost(&self, why: Failure) {
-        if self.set_death(why.code(Code::Unavailable)) {
-            log::error!("{}", self.death().map(|d| d.to_string()).unwrap_or_default());
+        let why = why.code(Code::Unavailable);
+        if self.set_death(why.clone()) {
+            log::error!("{why}");
         }
+        self.end().loss.get_or_insert(why);
+        self.died.notify_all();
         self.agent.close();
     }
 
     /// True if this is the first reason given.
     fn set_death(&self, why: Failure) -> bool {
-        let mut death = self.death.lock().unwrap_or_else(|p| p.into_inner());
-        let first = death.is_none();
-        if first {
-            *death = Some(why);
-        }
+        let mut end = self.end();
+        let first = end.death.is_none();
+        end.death.get_or_insert(why);
         self.died.notify_all();
         first
     }
@@ -407,6 +441,37 @@ impl Sandbox {
     fn tell(&self, event: &Event) {
         if let Some(observer) = self.observer.get() {
             observer(event);
+        }
+    }
+}
+
+impl Claimed {
+    /// Makes an empty directory that only root enters; it goes with the sandbox, whoever cleans up after it.
+    pub fn directory(&self, path: &Path) -> Result<()> {
+        let Some(record) = &self.0 else { return Ok(()) };
+        let what = || format!("make {}", path.display());
+        let thing = record::Thing::Tree { path: path.into() };
+        record.intent(thing.clone()).at(Stage::Request, || "record")?;
+        // The id is ours: what lies there under its name belongs to nobody.
+        cleanup::remove_tree(path).at(Stage::Request, what)?;
+        path.parent().map_or(Ok(()), std::fs::create_dir_all).at(Stage::Request, what)?;
+        std::fs::DirBuilder::new().mode(0o700).create(path).at(Stage::Request, what)?;
+        record.done(thing).at(Stage::Request, || "record")
+    }
+
+    /// Starts the sandbox that the id was taken for.
+    pub fn start(mut self, new: NewSandbox, progress: &Progress) -> Result<Arc<Sandbox>> {
+        let Some(record) = self.0.take() else { return Err(Failure::new(Stage::Request, "the id was given back")) };
+        let dir = record.dir().to_owned();
+        let cgroups = cgroup::enter(&new.cgroup, &new.id, &record).inspect_err(|_| clean(&dir))?;
+        Sandbox::boot(new, record, cgroups, progress).inspect_err(|_| clean(&dir))
+    }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        if let Some(record) = self.0.take() {
+            clean(record.dir());
         }
     }
 }

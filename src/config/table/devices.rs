@@ -172,9 +172,11 @@ pub const KEYS: &[Key] = &[
         .on(Qemu)
         .noted(),
     key(H, "rx_rate_limiter_max_rate", number64(|c| &mut c.rx_rate_limiter_max_rate, (0, ANY), "bits/s"), "into the pod; 0: unlimited")
-        .noted(),
+        .noted()
+        .proof("`netns` rates_are_limited_each_way"),
     key(H, "tx_rate_limiter_max_rate", number64(|c| &mut c.tx_rate_limiter_max_rate, (0, ANY), "bits/s"), "out of the pod; 0: unlimited")
-        .noted(),
+        .noted()
+        .proof("`netns` rates_are_limited_each_way"),
     key(H, "net_rate_limiter_*", Rule::Only(&[N(0)]), "with QEMU it is rx_ and tx_rate_limiter_max_rate"),
     // PCI.
     key(H, "default_bridges", Rule::Only(&[N(0), N(1)]), "one bridge takes 31 devices").noted(),

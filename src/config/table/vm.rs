@@ -43,7 +43,7 @@ pub const KEYS: &[Key] = &[
     key(H, "disable_image_nvdimm", Rule::Moot, "of a disk image; osc boots an initrd").on(Qemu).noted(),
     key(H, "kernel_verity_params", Rule::Only(&[Text("")]), "of a disk image; osc boots an initrd").on(Qemu).noted(),
     key(H, "kernel_params", Rule::Words(|c| &mut c.kernel_params), "appended to the guest kernel's command line")
-        .proof("`vm::qemu::cmdline` debug_talks_")
+        .proof("`config` a_file_and_annotations_")
         .noted(),
     key(H, "machine_type", Rule::Only(&[Text("q35"), Text("")]), "osc knows one machine").on(Qemu).noted(),
     key(H, "machine_type", Rule::Text(|c| &mut c.machine_type), "the size that the provider sells").on(Remote).noted().later(),
@@ -92,7 +92,7 @@ pub const KEYS: &[Key] = &[
     key(H, "prefetch_list_path", Rule::Only(&[Text("")]), "nydus is not done").noted_as("prefetch_files.list"),
     // CPUs and memory.
     key(H, "default_vcpus", Rule::Vcpus(|c| &mut c.default_vcpus), "vCPUs that a VM boots with; containers' limits come on top")
-        .proof("`vm::qemu::args` room_for_vcpus")
+        .proof("`config` a_file_and_annotations_")
         .noted(),
     key(H, "default_maxvcpus", number32(|c| &mut c.default_maxvcpus, (0, 240), ""), "most vCPUs; 0: the larger of 8 and the host's")
         .proof("`vm_qemu` a_guest_grows_")
@@ -103,7 +103,7 @@ pub const KEYS: &[Key] = &[
         number64(|c| &mut c.default_memory, (LEAST_MIB, MOST_MIB), MIB),
         "memory that a VM boots with; containers' limits come on top",
     )
-    .proof("`vm::qemu::args` memory_that_grows_")
+    .proof("`config` a_file_and_annotations_")
     .noted(),
     key(H, "default_maxmemory", number64(|c| &mut c.default_maxmemory, (0, MOST_MIB), MIB), "most memory; 0: the host's")
         .proof("`vm_qemu` a_guest_grows_"),

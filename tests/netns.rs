@@ -416,3 +416,52 @@ fn rates_are_limited_each_way() {
     steps[0].run(&mut namespace.netlink().unwrap(), &mut Vec::new()).unwrap();
     assert_eq!(pod.pod.run("tc qdisc show dev eth0"), by_hand);
 }
+
+#[test]
+fn rules_are_what_nft_makes_of_their_text() {
+    use osc::net::nft::{self, Chain, Hook, Kind, Match, Rule, TCP, Table, UDP, Verdict};
+    use osc::net::{Namespace, Prefix, netlink::Netlink};
+    if !can_make_namespaces("packet rules") || !netns::try_sh("nft --version").0 {
+        println!("SKIP rules against nft: needs nft");
+        return;
+    }
+    let to = |text: &str| Match::Dest(Prefix::parse(text).unwrap());
+    let rule = |matches: Vec<Match>, verdict| Rule { matches, verdict };
+    let filter = vec![
+        rule(vec![Match::Established], Verdict::Accept),
+        rule(vec![Match::In("eth0".into()), to("10.0.0.0/9")], Verdict::Drop),
+        rule(vec![to("fd00::/7"), Match::Out("a".into())], Verdict::Reject),
+        rule(
+            vec![Match::Protocol(UDP), Match::DestPort(4789), Match::Vni(555_000), Match::NotSource("192.0.2.1".parse().unwrap())],
+            Verdict::Drop,
+        ),
+    ];
+    let output = vec![rule(vec![to("127.0.0.1/32"), Match::Protocol(TCP)], Verdict::Redirect(4711))];
+    let post = vec![rule(vec![Match::Source(Prefix::parse("10.1.2.0/24").unwrap())], Verdict::Masquerade)];
+    let chain = |kind, hook, priority, rules| Chain { kind, hook, priority, rules };
+    let table = Table {
+        name: "osc_test".into(),
+        chains: vec![
+            chain(Kind::Filter, Hook::Input, 0, filter),
+            chain(Kind::Nat, Hook::Output, -100, output),
+            chain(Kind::Nat, Hook::Postrouting, 100, post),
+        ],
+    };
+    let (ours, theirs) = (Netns::new("rules"), Netns::new("nft"));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), table.to_string()).unwrap();
+    theirs.run(&format!("nft -f {}", file.path().display()));
+    let mut nl = Namespace::open(&ours.path()).unwrap().inside(Netlink::netfilter).unwrap().unwrap();
+    // Made, made again, removed, removed again.
+    nft::install(&mut nl, &table).unwrap();
+    nft::install(&mut nl, &table).unwrap();
+    assert_eq!(ours.run("nft list ruleset"), theirs.run("nft list ruleset"));
+    nft::remove(&mut nl, "osc_test").unwrap();
+    nft::remove(&mut nl, "osc_test").unwrap();
+    assert_eq!(ours.run("nft list ruleset"), "");
+    // An error is the kernel's, and nothing is half made.
+    let bad = Table { name: "osc_bad".into(), chains: vec![chain(Kind::Nat, Hook::Forward, 0, vec![])] };
+    let e = nft::install(&mut nl, &bad).unwrap_err().to_string();
+    assert!(e.contains("make nftables table osc_bad"), "{e}");
+    assert_eq!(ours.run("nft list ruleset"), "");
+}

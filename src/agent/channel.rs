@@ -27,6 +27,9 @@ pub const DEBUG_CONSOLE: u32 = 1026;
 /// Stdio of processes.
 pub const STDIO: u32 = 1027;
 
+/// TCP to the guest's loopback.
+pub const FORWARD: u32 = 1028;
+
 /// virtio-serial port for ttrpc alone.
 const AGENT_PORT: &str = "osc.agent";
 /// virtio-serial port for the mux.
@@ -119,6 +122,7 @@ impl Channel {
             }
             LOGS => copy_logs(stream),
             STDIO => self.guest.streams.put(number, stream),
+            FORWARD => super::forward::serve(stream),
             DEBUG_CONSOLE => {
                 let _ = stream.write_all(b"this guest's image holds no shell: use an exec in a container\r\n");
             }
@@ -131,7 +135,7 @@ impl Channel {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         use std::os::fd::AsFd;
         self.guest.modules.need("vmw_vsock_virtio_transport").map_err(io::Error::other)?;
-        let ports = [AGENT, LOGS, DEBUG_CONSOLE, STDIO];
+        let ports = [AGENT, LOGS, DEBUG_CONSOLE, STDIO, FORWARD];
         let listeners = ports.map(listen_vsock).into_iter().collect::<io::Result<Vec<OwnedFd>>>()?;
         loop {
             let mut fds: Vec<PollFd> = listeners.iter().map(|l| PollFd::new(l.as_fd(), PollFlags::POLLIN)).collect();

@@ -3,7 +3,8 @@
 pub mod boot;
 pub mod channel;
 pub mod container;
-pub mod guest;
+pub mod forward;
+mod guest;
 pub mod modules;
 pub mod oom;
 pub mod port;

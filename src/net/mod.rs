@@ -13,6 +13,7 @@ pub mod monitor;
 pub mod namespace;
 pub mod neighbour;
 pub mod netlink;
+pub mod nft;
 pub mod route;
 pub mod scan;
 pub mod setup;

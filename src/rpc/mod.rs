@@ -7,6 +7,7 @@ mod client;
 mod deadlines;
 pub mod frame;
 pub mod mux;
+pub mod relay;
 mod server;
 mod status;
 mod stream;

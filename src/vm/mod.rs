@@ -21,6 +21,8 @@ pub mod port {
     pub const DEBUG_CONSOLE: u32 = 1026;
     /// One stream for each of a process's stdin, stdout and stderr.
     pub const STDIO: u32 = 1027;
+    /// TCP to the guest's loopback (not Kata's).
+    pub const FORWARD: u32 = 1028;
 }
 
 /// QEMU's user-mode network as the guest has to be configured for it (QEMU's documented defaults).

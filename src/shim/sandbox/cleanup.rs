@@ -87,7 +87,17 @@ fn undo_one(thing: &Thing) -> io::Result<()> {
         Thing::Tree { path } => remove_tree(path),
         Thing::File { path } => gone_is_fine(fs::remove_file(path)),
         Thing::Cgroup { path } => super::cgroup::remove(path),
+        Thing::Rules { netns, id, table } => remove_rules(netns, *id, table).map_err(io::Error::other),
         Thing::Endpoint { tie } => crate::net::endpoint::untie(tie).map_err(io::Error::other),
+    }
+}
+
+/// A namespace that is gone has taken its rules along.
+fn remove_rules(netns: &Path, id: crate::net::namespace::Id, table: &str) -> Result<(), crate::net::NetError> {
+    use crate::net::{Namespace, netlink::Netlink, nft};
+    match Namespace::reopen(netns, id) {
+        Some(namespace) => nft::remove(&mut namespace.inside(Netlink::netfilter)??, table),
+        None => Ok(()),
     }
 }
 

@@ -183,7 +183,8 @@ impl Sandbox {
             network: booted.network,
         });
         if let Some(network) = &sandbox.network {
-            network.watch(&sandbox).inspect_err(|_| sandbox.vm.stop(Duration::ZERO))?;
+            let served = network.watch(&sandbox).and_then(|()| network.serve_localhost(sandbox.vm.clone(), &sandbox.record));
+            served.inspect_err(|_| sandbox.vm.stop(Duration::ZERO))?;
         }
         sandbox.watch(booted.daemon);
         sandbox.watch_ooms();

@@ -5,6 +5,7 @@
 //! changes later (Docker and nerdctl fill an empty namespace after the create) is seen by a thread that listens to the
 //! namespace, and by every start of a container; it is then plugged, unplugged or told to the agent.
 
+mod localhost;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -62,8 +63,8 @@ pub(super) struct Live {
     now: Mutex<Now>,
     /// Nothing is changed any more: whoever takes the sandbox down goes by the record.
     closed: AtomicBool,
-    /// Closing it ends the thread that listens.
-    stop: Mutex<Option<File>>,
+    /// Closing them ends the threads that listen.
+    stop: Mutex<Vec<File>>,
 }
 
 /// What the guest has.
@@ -85,7 +86,7 @@ impl Live {
     /// stands.
     pub fn attach(netns: &Path, settings: Settings, record: &Record) -> Result<(Live, Vec<Device>)> {
         let namespace = endpoint::open(netns)?;
-        let live = Live { namespace, settings, now: Mutex::default(), closed: AtomicBool::new(false), stop: Mutex::new(None) };
+        let live = Live { namespace, settings, now: Mutex::default(), closed: AtomicBool::new(false), stop: Mutex::default() };
         let network = endpoint::look(&live.namespace)?;
         let mut now = Now::default();
         let devices = network.interfaces.iter().map(|i| live.tie(&mut now, i, record)).collect::<Result<_>>()?;
@@ -192,17 +193,34 @@ impl Live {
     /// Follows what happens in the namespace until the sandbox is taken down.
     pub fn watch(&self, sandbox: &Arc<Sandbox>) -> Result<()> {
         let monitor = Monitor::open(&self.namespace)?;
-        let (stopped, stop) = crate::process::pipe().at(Stage::Network, || "pipe")?;
-        *self.stop.lock().unwrap_or_else(|p| p.into_inner()) = Some(stop);
+        let stopped = self.stopped()?;
         let weak = Arc::downgrade(sandbox);
         crate::thread::start("watch-net", move || follow_events(&monitor, &stopped, &weak));
         Ok(())
     }
 
+    /// Hands connections to the pod's localhost to the guest. A kernel that cannot costs no more than that.
+    pub fn serve_localhost(&self, vm: Arc<dyn Vm>, record: &Record) -> Result<()> {
+        let stopped = self.stopped()?;
+        let thing = Thing::Rules { netns: self.namespace.path().to_owned(), id: self.namespace.id(), table: localhost::TABLE.into() };
+        record.intent(thing).at(Stage::Network, || "record")?;
+        if let Err(e) = localhost::start(&self.namespace, vm, stopped) {
+            log::warn!("network: port-forward does not reach this pod: {e}");
+        }
+        Ok(())
+    }
+
+    /// What is closed when the sandbox is taken down.
+    fn stopped(&self) -> Result<File> {
+        let (stopped, stop) = crate::process::pipe().at(Stage::Network, || "pipe")?;
+        self.stop.lock().unwrap_or_else(|p| p.into_inner()).push(stop);
+        Ok(stopped)
+    }
+
     /// Ends the following. What stands is undone by the record.
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
-        *self.stop.lock().unwrap_or_else(|p| p.into_inner()) = None;
+        self.stop.lock().unwrap_or_else(|p| p.into_inner()).clear();
     }
 }
 

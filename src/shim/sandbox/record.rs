@@ -35,6 +35,8 @@ pub enum Thing {
     File { path: PathBuf },
     /// A cgroup directory.
     Cgroup { path: PathBuf },
+    /// A table of nftables in the pod's namespace.
+    Rules { netns: PathBuf, id: crate::net::namespace::Id, table: String },
     /// An interface of the pod's namespace that is tied to a tap.
     Endpoint { tie: crate::net::endpoint::Tie },
 }

@@ -259,10 +259,20 @@ fn output(wanted: bool, nonblocking: bool) -> io::Result<(Option<File>, OwnedFd)
     Ok((Some(reader), writer.into()))
 }
 
+/// `agent.container_pipe_size` of the kernel's command line (Kata's name), bytes.
+fn pipe_size() -> usize {
+    static SIZE: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    *SIZE.get_or_init(|| {
+        let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
+        let given = line.split_whitespace().find_map(|w| w.strip_prefix("agent.container_pipe_size="));
+        given.and_then(|n| n.parse().ok()).unwrap_or(PIPE)
+    })
+}
+
 fn pipe() -> io::Result<(File, File)> {
     let (reader, writer) = crate::process::pipe()?;
     // A smaller pipe is slower, nothing else.
-    let _ = rustix::pipe::fcntl_setpipe_size(&writer, PIPE);
+    let _ = rustix::pipe::fcntl_setpipe_size(&writer, pipe_size());
     Ok((reader, writer))
 }
 

@@ -49,6 +49,9 @@ pub fn judge(config: &mut Config, name: &str, value: &str) -> Verdict {
     let Some(key) = lookup(section, short, config.hypervisor) else {
         return failed(None, "osc knows no such annotation".into(), "README lists them, under Configuration".into());
     };
+    if let Some(why) = key.barred {
+        return failed(Some(key), why.into(), "a node's administrator sets it in its configuration".into());
+    }
     let full = format!("{}.{short}", section.name());
     if !config.enable_annotations.iter().any(|a| *a == short || *a == full) {
         let file = config.file.as_deref().map_or("a configuration.toml".into(), |f| f.display().to_string());

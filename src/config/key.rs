@@ -140,6 +140,8 @@ pub struct Key {
     pub spaces: bool,
     /// The globs that an annotated path must match.
     pub globs: Option<Globs>,
+    /// Why an annotation may never set it, whatever the file allows.
+    pub barred: Option<&'static str>,
     /// The part of osc that acts on it is not there yet.
     pub later: bool,
     /// Another name of the key with this id: one field, one origin.
@@ -161,6 +163,7 @@ pub const fn key(section: Section, name: &'static str, rule: Rule, effect: &'sta
         annotation: None,
         spaces: false,
         globs: None,
+        barred: None,
         later: false,
         same_as: None,
         proof: "",
@@ -187,6 +190,11 @@ impl Key {
 
     pub const fn within(mut self, key: &'static str, globs: fn(&Config) -> &[String]) -> Key {
         self.globs = Some((key, globs));
+        self
+    }
+
+    pub const fn barred(mut self, why: &'static str) -> Key {
+        self.barred = Some(why);
         self
     }
 

@@ -35,7 +35,7 @@ pub const KEYS: &[Key] = &[
         "of a container's stdio pipes; 0: the kernel's",
     )
     .noted()
-    .later(),
+    .proof("`shim::sandbox::boot` what_a_configuration_changes"),
     key(
         A,
         "dial_timeout",
@@ -65,7 +65,7 @@ pub const KEYS: &[Key] = &[
     key(MemAgent, "memcg_*", Rule::Moot, MEM_AGENT),
     key(MemAgent, "compact_*", Rule::Moot, MEM_AGENT),
     // [runtime]
-    key(R, "enable_debug", Rule::Bool(|c| &mut c.runtime_debug), "a talkative shim").later(),
+    key(R, "enable_debug", Rule::Bool(|c| &mut c.runtime_debug), "a talkative shim"),
     key(R, "log_level", Rule::Moot, "enable_debug alone decides"),
     key(R, "name", Rule::Only(&[Text("virt_container"), Text("")]), "osc runs containers in VMs only").noted(),
     key(R, "hypervisor_name", Rule::Selects, "which [hypervisor.*] section counts; else the only one, else the name the shim is called by")
@@ -114,8 +114,9 @@ pub const KEYS: &[Key] = &[
     ),
     key(R, "sandbox_bind_mounts", Rule::List(|c| &mut c.sandbox_bind_mounts), "host paths that the guest sees, in sandbox-mounts")
         .noted()
+        .barred("it would show the pod any path of the node")
         .spaced()
-        .later(),
+        .proof("`shim::sandbox::boot` paths_that_the_guest_"),
     key(R, "shared_mounts", Rule::Only(&[EmptyList]), "mounts that containers share are volumes").noted(),
     key(
         R,

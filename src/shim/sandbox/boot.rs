@@ -55,6 +55,7 @@ pub(super) fn boot(new: &mut NewSandbox, record: &Record, progress: &Progress) -
     let share = Share::of(&new.id);
     let thing = Thing::Share { sandbox: new.id.clone() };
     record.intent(thing.clone()).and_then(|()| share.create()).and_then(|()| record.done(thing)).at(Stage::Share, || "set up")?;
+    new.config.sandbox_bind_mounts.iter().try_for_each(|path| bind_for_guest(&share, path))?;
     let socket = record.dir().join("virtiofsd.sock");
     let listener = UnixListener::bind(&socket).at(Stage::Share, || format!("bind {}", socket.display()))?;
 
@@ -143,6 +144,26 @@ impl Drop for OomScore {
     }
 }
 
+/// Where the guest finds `sandbox_bind_mounts`, below its share.
+const SANDBOX_MOUNTS: &str = "sandbox-mounts";
+
+/// `PATH`, `PATH:ro` or `PATH:rw`: read-only unless told otherwise. The guest's own services see it, no container does.
+fn bind_for_guest(share: &Share, given: &str) -> Result<()> {
+    let (path, read_only) = match given.rsplit_once(':') {
+        Some((path, "rw")) => (path, false),
+        Some((path, "ro")) => (path, true),
+        _ => (given, true),
+    };
+    let refused = |why: String| Failure::new(Stage::Share, format!("sandbox_bind_mounts {given:?}: {why}")).code(Code::InvalidArgument);
+    let path = std::path::Path::new(path);
+    let name = path.file_name().filter(|_| path.is_absolute()).ok_or_else(|| refused("not a path from the root".into()))?;
+    let name = format!("{SANDBOX_MOUNTS}/{}", name.to_string_lossy());
+    if share.source().join(&name).symlink_metadata().is_ok() {
+        return Err(refused("another one has its name".into()));
+    }
+    share.bind(path, &name, true, read_only).map(drop).map_err(|e| refused(e.to_string()))
+}
+
 fn virtiofsd_args(config: &Config) -> Vec<String> {
     let handles = config.virtio_fs_inode_file_handles.as_ref().map(|mode| format!("--inode-file-handles={mode}"));
     handles.into_iter().chain(config.virtio_fs_extra_args.iter().cloned()).collect()
@@ -227,7 +248,8 @@ fn tuning(config: &Config) -> Tuning {
 /// The configuration's own come last, so that they win.
 fn kernel_params(config: &Config) -> Vec<String> {
     let agent = (config.agent_debug && !config.enable_debug).then(|| "agent.log=debug".to_owned());
-    agent.into_iter().chain(config.kernel_params.iter().cloned()).collect()
+    let pipe = (config.container_pipe_size != 0).then(|| format!("agent.container_pipe_size={}", config.container_pipe_size));
+    agent.into_iter().chain(pipe).chain(config.kernel_params.iter().cloned()).collect()
 }
 
 /// How far the VM can grow: the larger of 8 and the host's CPUs, and the host's memory, unless the configuration says so.
@@ -363,18 +385,44 @@ mod tests {
     fn what_a_configuration_changes() {
         let config = Config {
             agent_debug: true,
+            container_pipe_size: 4096,
             kernel_params: vec!["a=1".into()],
             virtio_fs_inode_file_handles: Some("prefer".into()),
             virtio_fs_extra_args: vec!["--xattr".into()],
             enable_hugepages: true,
             ..Config::default()
         };
-        assert_eq!(kernel_params(&config), ["agent.log=debug", "a=1"]);
+        assert_eq!(kernel_params(&config), ["agent.log=debug", "agent.container_pipe_size=4096", "a=1"]);
         assert_eq!(virtiofsd_args(&config), ["--inode-file-handles=prefer", "--xattr"]);
         assert!(tuning(&config).memory.huge);
         assert!(!tuning(&Config { hugepage_type: HugepageType::Thp, ..config }).memory.huge);
         let module = kernel_module("e1000e  EEE=1 x=2").unwrap();
         assert_eq!((module.name.as_str(), module.parameters.len()), ("e1000e", 2));
         assert_eq!(kernel_module("  "), None);
+    }
+
+    #[test]
+    fn paths_that_the_guest_alone_sees() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: not root");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (read, write) = (dir.path().join("read"), dir.path().join("write"));
+        std::fs::create_dir(&read).unwrap();
+        std::fs::create_dir(&write).unwrap();
+        let share = Share::of(&format!("bind-mounts-{}", std::process::id()));
+        share.create().unwrap();
+        bind_for_guest(&share, &read.to_string_lossy()).unwrap();
+        bind_for_guest(&share, &format!("{}:rw", write.display())).unwrap();
+        let seen = share.source().join("sandbox-mounts");
+        assert!(std::fs::write(seen.join("read/x"), "").is_err());
+        std::fs::write(seen.join("write/x"), "").unwrap();
+        for (given, want) in [("etc", "not a path from the root"), ("/no/such/dir", "No such file"), ("/tmp/read", "another one")] {
+            let e = bind_for_guest(&share, given).unwrap_err().to_string();
+            assert!(e.contains(want) && e.contains(given), "{e}");
+        }
+        share.remove().unwrap();
+        assert!(!share.base().exists() && write.join("x").exists());
     }
 }

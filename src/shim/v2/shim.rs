@@ -143,6 +143,9 @@ impl Shim {
     fn config(&self, path: Option<&Path>, spec: &Spec) -> Result<Config> {
         let mut config = Config::load(&self.name, path)?;
         config.annotate(&spec.annotations)?;
+        if config.runtime_debug {
+            log::set_max_level(log::LevelFilter::Debug);
+        }
         Ok(config)
     }
 

@@ -2,7 +2,7 @@
 
 use super::NetError;
 use super::message::{Message, attributes, find, number, text};
-use super::netlink::{ACK, DUMP, Netlink, REQUEST};
+use super::netlink::{ACK, CREATE, DUMP, EXCL, Netlink, REQUEST};
 
 pub(super) const IFLA_ADDRESS: u16 = 1;
 pub(super) const IFLA_IFNAME: u16 = 3;
@@ -128,6 +128,15 @@ pub fn no_link_local(nl: &mut Netlink, link: &Link) -> Result<(), NetError> {
         Err(e) if matches!(e.errno(), Some(libc::EAFNOSUPPORT | libc::EINVAL)) => Ok(()),
         other => other,
     }
+}
+
+/// A pair of interfaces: `name` here, `peer` in the namespace that `netns` is a descriptor of. Both are down.
+pub fn add_veth(nl: &mut Netlink, name: &str, peer: &str, netns: i32) -> Result<(), NetError> {
+    const VETH_INFO_PEER: u16 = 1;
+    let other = |m: Message| m.raw(&fixed(0, 0, 0)).text(IFLA_IFNAME, peer).number(IFLA_NET_NS_FD, netns as u32);
+    let message = Message::new(libc::RTM_NEWLINK, REQUEST | ACK | CREATE | EXCL, &fixed(0, 0, 0)).text(IFLA_IFNAME, name);
+    let message = message.nest(IFLA_LINKINFO, |m| m.text(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, |m| m.nest(VETH_INFO_PEER, other)));
+    nl.tell(&format!("make veth {name}"), message)
 }
 
 /// Removes the interface; that it is gone already is no error.

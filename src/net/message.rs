@@ -32,6 +32,13 @@ impl Message {
         self
     }
 
+    /// A structure that comes before the attributes inside an attribute.
+    pub fn raw(mut self, bytes: &[u8]) -> Message {
+        self.bytes.extend(bytes);
+        self.pad();
+        self
+    }
+
     pub fn number(self, kind: u16, value: u32) -> Message {
         self.attribute(kind, &value.to_ne_bytes())
     }

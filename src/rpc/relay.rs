@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsRawFd;
 
 use super::Stream;
 
@@ -16,15 +17,33 @@ pub fn join(tcp: &TcpStream, stream: &Stream) -> io::Result<()> {
         let carried = carry(&from, &to);
         match carried {
             Ok(()) => drop(to.shutdown(Shutdown::Write)),
-            Err(_) => drop((from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both))),
+            Err(_) => abort(&from, &to),
         }
     })?;
     match carry(stream, tcp) {
         Ok(()) => drop(tcp.shutdown(Shutdown::Write)),
-        Err(_) => drop((tcp.shutdown(Shutdown::Both), stream.shutdown(Shutdown::Both))),
+        Err(_) => abort(tcp, stream),
     }
     outward.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     Ok(())
+}
+
+/// A break is no end: the other side must not take what it got for all there was.
+fn abort(tcp: &TcpStream, stream: &Stream) {
+    reset(tcp);
+    let _ = tcp.shutdown(Shutdown::Both);
+    match stream {
+        Stream::Mux(s) => s.reset(),
+        other => drop(other.shutdown(Shutdown::Both)),
+    }
+}
+
+/// The connection ends with a reset once its last descriptor closes.
+pub fn reset(tcp: &TcpStream) {
+    let now = libc::linger { l_onoff: 1, l_linger: 0 };
+    let length = size_of::<libc::linger>() as libc::socklen_t;
+    // SAFETY: an option of the size of the structure that we point to.
+    unsafe { libc::setsockopt(tcp.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, (&raw const now).cast(), length) };
 }
 
 fn carry(mut from: impl Read, mut to: impl Write) -> io::Result<()> {

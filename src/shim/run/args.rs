@@ -1,16 +1,19 @@
 //! The command line of `osc run`, and what it says of the container.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use super::Job;
 use super::spec::{Wish, build};
 use crate::error::{At, Failure, Result, Stage};
+use crate::net::Prefix;
 use crate::rpc::Code;
 use crate::rpc::wire::oci::Spec;
 use crate::shim::progress::Progress;
 use crate::shim::sandbox::Claimed;
+use crate::shim::sandbox::network::public;
 use crate::shim::sandbox::volume::Rootfs;
-use crate::vm::Device;
+use crate::vm::{Device, user_net};
 
 /// Run a command in a container in a virtual machine of its own.
 ///
@@ -48,9 +51,13 @@ pub struct Args {
     /// User to run as: name or uid, with an optional group
     #[arg(long, short = 'u', value_name = "USER[:GROUP]")]
     pub user: Option<String>,
-    /// Network: none, or user (QEMU's user-mode network: reaches out, and opens this host's loopback at 10.0.2.2)
-    #[arg(long, value_name = "none|user", default_value = "none", value_parser = ["none", "user"])]
+    /// Network: none; public (the internet, and nothing private or of this host); or user (QEMU's user-mode network: reaches
+    /// out, and opens this host's loopback at 10.0.2.2)
+    #[arg(long, value_name = "none|public|user", default_value = "none", value_parser = ["none", "public", "user"])]
     pub network: String,
+    /// With --network public: a range that may be reached although it is private; may be given several times
+    #[arg(long, value_name = "IP/LEN", value_parser = range)]
+    pub allow: Vec<Prefix>,
     /// Give the command the interfaces of a network namespace: /run/netns/NAME
     #[arg(long, value_name = "PATH", conflicts_with = "network")]
     pub netns: Option<PathBuf>,
@@ -122,6 +129,9 @@ impl Args {
         if self.command.is_empty() && self.bundle.is_none() && self.image.is_none() {
             return Err(invalid("no command").way_out("it follows --: osc run -- uname -a"));
         }
+        if !self.allow.is_empty() && self.network != "public" {
+            return Err(invalid("--allow opens ranges of a public network").way_out("add --network public"));
+        }
         if !self.publish.is_empty() && self.network != "user" {
             return Err(invalid("--publish needs a network").way_out("add --network user"));
         }
@@ -130,6 +140,15 @@ impl Args {
 
     pub fn wants_terminal(&self) -> bool {
         super::terminal::wanted(self.tty, self.no_tty || self.detach && !self.tty)
+    }
+
+    /// Whom the command asks for names, where its network is ours.
+    pub(super) fn name_servers(&self) -> Option<Vec<IpAddr>> {
+        match self.network.as_str() {
+            "user" => user_net::DNS.parse().ok().map(|a| vec![a]),
+            "public" => Some(public::name_servers()),
+            _ => None,
+        }
     }
 
     /// Devices besides the share.
@@ -219,7 +238,7 @@ impl Args {
         let given = self.env.iter().filter_map(|e| if e.contains('=') { Some(e.clone()) } else { ours(e) });
         let env = with_defaults(env, given.collect());
         let mut volumes = self.volume.clone();
-        if self.network == "user" {
+        if self.name_servers().is_some() {
             volumes.push((super::resolv_conf(name).to_string_lossy().into_owned(), "/etc/resolv.conf".into(), true));
         }
         Wish {
@@ -299,6 +318,10 @@ fn volume(text: &str) -> Result<(String, String, bool), String> {
     }
     let source = std::fs::canonicalize(source).map_err(|e| format!("{source}: {e}"))?;
     Ok((source.to_string_lossy().into_owned(), destination.into(), read_only))
+}
+
+fn range(text: &str) -> Result<Prefix, String> {
+    Prefix::parse(text).map_err(|e| e.to_string())
 }
 
 fn publish(text: &str) -> Result<(String, u16, u16), String> {

@@ -27,7 +27,7 @@ use crate::error::{At, Failure, Result, Stage};
 use crate::process::{Session, Spawn, this_program};
 use crate::rpc::Code;
 use crate::rpc::wire::oci::Spec;
-use crate::vm::{Size, user_net};
+use crate::vm::Size;
 
 /// Who a sandbox of ours belongs to.
 const MANAGER: &str = "osc run";
@@ -76,9 +76,10 @@ fn run_job(args: &Args, name: &str, terminal: bool, signals: File, progress: &Pr
     let claimed = Sandbox::claim(name, MANAGER)?;
     let job = args.job(name, terminal, progress, Some(&claimed))?;
     let sandbox = claimed.start(new_sandbox(args, name, &job.spec)?, progress)?;
-    if args.network == "user" {
+    if let Some(servers) = args.name_servers() {
+        let text: String = servers.iter().map(|s| format!("nameserver {s}\n")).collect();
         let file = resolv_conf(name);
-        std::fs::write(&file, format!("nameserver {}\n", user_net::DNS)).at(Stage::Network, || format!("write {}", file.display()))?;
+        std::fs::write(&file, text).at(Stage::Network, || format!("write {}", file.display()))?;
     }
     let result = serve_and_run(args, &sandbox, name, job, terminal, signals, progress);
     let lost = sandbox.stop(args.detach && !args.rm);
@@ -175,6 +176,7 @@ fn new_sandbox(args: &Args, name: &str, spec: &Spec) -> Result<NewSandbox> {
         shm_size: 64 << 20,
         devices: args.devices()?,
         netns: args.netns.clone(),
+        public: (args.network == "public").then(|| args.allow.clone()),
         cgroup: Default::default(),
         oom_score_adj: None,
     })

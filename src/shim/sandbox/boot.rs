@@ -68,6 +68,9 @@ pub(super) fn boot(new: &mut NewSandbox, record: &Record, progress: &Progress) -
     };
     let daemon = Arc::new(Virtiofsd::start(&options, &share.source(), listener, record)?);
 
+    if let Some(allow) = &new.public {
+        new.netns = Some(network::public::make(allow, record)?);
+    }
     let network = match &new.netns {
         Some(netns) if new.config.internetworking_model != NetworkModel::None => {
             progress.stage("network");

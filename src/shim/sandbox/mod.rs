@@ -11,7 +11,7 @@ pub mod cleanup;
 pub mod container;
 pub mod hooks;
 pub mod io;
-mod network;
+pub mod network;
 pub mod record;
 pub mod size;
 mod spec;
@@ -57,6 +57,8 @@ pub struct NewSandbox {
     pub devices: Vec<Device>,
     /// The pod's network namespace, whose interfaces become the guest's; without one the guest has none.
     pub netns: Option<PathBuf>,
+    /// A namespace of its own with a way out to the internet, and to these ranges besides (`osc run --network public`).
+    pub public: Option<Vec<crate::net::Prefix>>,
     /// Where the pod's processes are accounted on the host.
     pub cgroup: cgroup::Wish,
     /// `oom_score_adj` of QEMU and virtiofsd.

@@ -6,6 +6,7 @@
 //! namespace, and by every start of a container; it is then plugged, unplugged or told to the agent.
 
 mod localhost;
+pub mod public;
 mod wire;
 
 use std::collections::BTreeMap;

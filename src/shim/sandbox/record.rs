@@ -35,6 +35,8 @@ pub enum Thing {
     File { path: PathBuf },
     /// A cgroup directory.
     Cgroup { path: PathBuf },
+    /// The way out of `osc run --network public`: a namespace, and a link of the host's with rules of the same name.
+    Public { netns: PathBuf, name: String },
     /// A table of nftables in the pod's namespace.
     Rules { netns: PathBuf, id: crate::net::namespace::Id, table: String },
     /// An interface of the pod's namespace that is tied to a tap.

@@ -122,6 +122,7 @@ impl Shim {
             shm_size: pod::shm_size(spec),
             devices: Vec::new(),
             netns: Some(netns),
+            public: None,
             cgroup: cgroup::Wish {
                 path: spec.linux.as_ref().map(|l| l.cgroups_path.clone()).unwrap_or_default(),
                 only: config.sandbox_cgroup_only,

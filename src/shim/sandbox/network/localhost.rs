@@ -67,7 +67,7 @@ fn serve(listeners: &[TcpListener], vm: &Arc<dyn Vm>, stop: &File) {
             let started = crate::thread::try_start("localhost-conn", move || {
                 if let Err(e) = carry(&tcp, vm.as_ref()) {
                     log::debug!("localhost of the pod: {e}");
-                    reset(&tcp);
+                    relay::reset(&tcp);
                 }
             });
             started.map_or_else(|e| log::warn!("localhost of the pod: {e}"), drop);
@@ -102,12 +102,4 @@ fn original(tcp: &TcpStream) -> io::Result<SocketAddr> {
     let port = u16::from_be_bytes([address[2], address[3]]);
     let ip: Option<IpAddr> = crate::net::from_octets(if v4 { &address[4..8] } else { &address[8..24] });
     ip.map(|ip| (ip, port).into()).ok_or_else(|| io::ErrorKind::InvalidData.into())
-}
-
-/// Closes the connection with a reset.
-fn reset(tcp: &TcpStream) {
-    let now = libc::linger { l_onoff: 1, l_linger: 0 };
-    let length = size_of::<libc::linger>() as libc::socklen_t;
-    // SAFETY: an option of the size of the structure that we point to. The reset is sent when the last descriptor closes.
-    unsafe { libc::setsockopt(tcp.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, (&raw const now).cast(), length) };
 }

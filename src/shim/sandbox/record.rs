@@ -97,19 +97,23 @@ impl Record {
         fs::DirBuilder::new().recursive(true).mode(0o711).create(STATE_ROOT)?;
         // A second round is needed where a dead owner's directory was in the way, a third only against a racing claim.
         for _ in 0..3 {
+            // Nobody may find the directory before its lock is held: it would be swept as an orphan's.
+            let gate = gate()?;
             match fs::DirBuilder::new().mode(0o700).create(&dir) {
                 Ok(()) => {}
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                    let Some(lock) = lock(&dir)? else {
+                    let Some(lock) = lock_inside(&dir)? else {
                         return Err(Claim::Taken { manager: read(&dir).ok().and_then(|r| r.manager()).unwrap_or_default() });
                     };
+                    drop(gate);
                     sweep(&dir)?;
                     drop(lock);
                     continue;
                 }
                 Err(e) => return Err(e.into()),
             }
-            let Some(lock) = lock(&dir)? else { continue };
+            let Some(lock) = lock_inside(&dir)? else { continue };
+            drop(gate);
             let journal = OpenOptions::new().create(true).append(true).mode(0o600).open(dir.join("record"))?;
             let record = Record { dir, journal: Mutex::new(journal), _lock: lock };
             record.append(&Line::Head {
@@ -217,8 +221,20 @@ pub fn read(dir: &Path) -> io::Result<Story> {
     Ok(Story { lines })
 }
 
+/// Held while a directory comes to be, and while locks are looked at.
+fn gate() -> io::Result<File> {
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(Path::new(STATE_ROOT).join(".gate"))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
+    Ok(file)
+}
+
 /// Takes the lock of `dir`, or `None` while its owner lives.
 pub fn lock(dir: &Path) -> io::Result<Option<File>> {
+    let _gate = dir.starts_with(STATE_ROOT).then(gate).transpose()?;
+    lock_inside(dir)
+}
+
+fn lock_inside(dir: &Path) -> io::Result<Option<File>> {
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(dir.join("lock"))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Some(file)),

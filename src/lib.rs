@@ -19,6 +19,7 @@ pub mod config;
 pub mod error;
 pub mod fs;
 pub mod log;
+pub mod memory;
 pub mod net;
 pub mod process;
 pub mod role;

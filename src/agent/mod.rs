@@ -40,7 +40,7 @@ fn run() -> Result<Infallible> {
     // What belongs to the process, before there is a second thread.
     power::off_on_panic();
     power::hold_signals();
-    tune_memory();
+    crate::memory::tune();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
 
     // A root that containers can leave, and what a system has on it.
@@ -70,19 +70,6 @@ fn run() -> Result<Infallible> {
 fn told(failed: Vec<modules::ModuleError>) {
     for e in failed {
         log::error!("{e}");
-    }
-}
-
-/// A guest's memory is paid for by the pod: few arenas, and what is free goes back.
-fn tune_memory() {
-    const ARENAS: i32 = 2;
-    const TRIM: i32 = 128 * 1024;
-    const MMAP: i32 = 64 * 1024;
-    // SAFETY: settings of the allocator, made before a second thread exists.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, ARENAS);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, TRIM);
-        libc::mallopt(libc::M_MMAP_THRESHOLD, MMAP);
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 pub(super) const MOST_CALLS: usize = 1536;
 
 /// Threads kept without work: a burst of calls leaves no more behind.
-const MOST_IDLE: usize = 8;
+const MOST_IDLE: usize = 4;
 
 type Job = Box<dyn FnOnce() + Send>;
 

@@ -38,6 +38,7 @@ const LAST_EVENTS: Duration = Duration::from_secs(2);
 
 /// Role of the process that `start` leaves behind. Returns only with an error.
 pub fn serve(name: &str, flags: &Flags) -> Result<()> {
+    crate::memory::tune();
     log_to_manager(flags);
     // SAFETY: `start` gave us this number for the listener, and nothing else here knows it.
     let listener = unsafe { UnixListener::from_raw_fd(LISTENER) };
@@ -160,6 +161,9 @@ impl Shim {
             let Some(shim) = shim.upgrade() else { return };
             shim.tell(event);
             let Some(sandbox) = weak.upgrade() else { return };
+            if matches!(event, Event::Started { .. }) {
+                crate::memory::settle();
+            }
             // The pod's own container is the pod: with its end the VM goes. On another thread, since this one still has
             // waiters to tell.
             if matches!(event, Event::Exit { container, exec, .. } if *container == sandbox.id && exec.is_empty()) {

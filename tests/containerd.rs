@@ -265,3 +265,41 @@ fn an_exec_answers_while_a_reader_stalls() {
     assert_eq!((out.status, out.stdout.len()), (0, 30_000_000));
     cd.assert_gone(&id);
 }
+
+/// `osc ps`, `exec`, `logs` and `stop` find a sandbox whoever started it.
+#[test]
+fn sandboxes_of_containerd_are_seen_by_osc() {
+    if !can_run_containerd("containerd: live view") {
+        return;
+    }
+    let cd = Containerd::start();
+    let id = name("live");
+    cd.background(&id);
+    let listed = common::run(["ps"]).stdout;
+    let line = listed.lines().find(|l| l.starts_with(&id)).unwrap_or_else(|| panic!("{listed}"));
+    assert!(line.contains("running") && line.contains("containerd default"), "{line}");
+    let out = common::run(["exec", &id, "--", "sh", "-c", "echo inside; exit 6"]);
+    assert_eq!((out.status, out.stdout.trim()), (6, "inside"), "{out:?}");
+    assert_eq!(common::run(["logs", "--console", &id]).status, 0);
+    let out = common::run(["logs", &id]);
+    assert!(out.status != 0 && out.stderr.contains("--console"), "{out:?}");
+    cd.remove(&id);
+}
+
+/// A guest that does not come up: the create error carries stage, cause and the console's last lines.
+#[test]
+fn a_failed_create_shows_the_guests_last_words() {
+    if !can_run_containerd("containerd: failed create") {
+        return;
+    }
+    let cd = Containerd::start();
+    let id = name("broken");
+    let initrd = cd.path("initrd");
+    fs::write(&initrd, vec![7; 4096]).unwrap();
+    let config = cd.path("configuration.toml");
+    fs::write(&config, format!("[hypervisor.qemu]\ninitrd = \"{}\"\n", initrd.display())).unwrap();
+    let out = cd.run(&["--runtime-config-path", config.to_str().unwrap()], &id, &["true"]);
+    assert!(out.status != 0 && out.stderr.contains("kernel: ") && out.stderr.contains("the guest's last words"), "{out:?}");
+    cd.ctr(["container", "rm", &id]);
+    cd.assert_gone(&id);
+}

@@ -19,7 +19,8 @@ pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// The binary under test: `$OSC_BIN` (the release build that scripts/test makes), else what cargo built.
 pub fn osc() -> PathBuf {
-    std::env::var_os("OSC_BIN").map(PathBuf::from).unwrap_or_else(|| env!("CARGO_BIN_EXE_osc").into())
+    let built = option_env!("CARGO_BIN_EXE_osc").map(PathBuf::from);
+    std::env::var_os("OSC_BIN").map(PathBuf::from).or(built).expect("OSC_BIN names the binary")
 }
 
 /// True where VMs can run; says aloud why not.

@@ -80,7 +80,8 @@ fn the_pod_is_in_the_vm_and_the_worker_sees_no_difference() {
     for (worker, vm, mtu) in [(WORKER_V4, VM_V4, 1450_u32), (WORKER_V6, VM_V6, 1430)] {
         let (u, pod, podns) = (Underlay::new(1500), Pod::new(), Netns::new("podns"));
         pod.pod.run("ip neigh add 10.88.0.77 lladdr 02:00:00:00:00:77 dev eth0 nud permanent");
-        let before = (pod.pod.state(), u.worker.state());
+        let rules = || u.worker.try_run("nft list ruleset");
+        let before = (pod.pod.state(), u.worker.state(), rules());
         let tunnels = tie(&u, &pod, &podns, worker, vm);
         for address in [POD_V4, POD_V6] {
             ping(&pod.peer, address, 56);
@@ -99,10 +100,39 @@ fn the_pod_is_in_the_vm_and_the_worker_sees_no_difference() {
         assert!(podns.run("ip neigh").contains("10.88.0.77 dev eth0 lladdr 02:00:00:00:00:77 PERMANENT"));
         let device = pod.pod.run("ip -d link show vxlan1");
         assert!(device.contains(&format!("mtu {mtu} ")) && device.contains(&format!("remote {vm} ")), "{device}");
-        tunnels.iter().for_each(|t| vxlan::remove(t).unwrap());
-        assert_eq!((pod.pod.state(), u.worker.state()), before);
-        tunnels.iter().for_each(|t| vxlan::remove(t).unwrap());
+        tunnels.iter().for_each(|t| vxlan::remove(&open(&u.worker), t).unwrap());
+        assert_eq!((pod.pod.state(), u.worker.state(), rules()), before);
+        tunnels.iter().for_each(|t| vxlan::remove(&open(&u.worker), t).unwrap());
     }
+}
+
+#[test]
+fn a_sender_that_is_not_the_other_end_is_not_heard() {
+    if !can_make_namespaces("VXLAN source check") {
+        return;
+    }
+    let (u, pod, podns) = (Underlay::new(1500), Pod::new(), Netns::new("podns"));
+    tie(&u, &pod, &podns, WORKER_V4, VM_V4);
+    ping(&pod.peer, POD_V4, 56);
+    // The same packets from another address of the VM's.
+    u.vm.run("ip addr add 192.0.2.3/24 dev ens0");
+    let received = || pod.pod.run("cat /sys/class/net/vxlan1/statistics/rx_packets").trim().parse::<u64>().unwrap();
+    let before = received();
+    // By hand: a VXLAN header, then a broadcast frame.
+    let vni = 555_000u32.to_be_bytes();
+    let mut packet = vec![8, 0, 0, 0, vni[1], vni[2], vni[3], 0];
+    packet.extend([0xff; 6]);
+    packet.extend([2, 0, 0, 0, 0, 3, 8, 6]);
+    packet.extend([0; 46]);
+    let send = |from: &'static str| {
+        let packet = packet.clone();
+        let sent = open(&u.vm).inside(move || std::net::UdpSocket::bind((from, 0)).unwrap().send_to(&packet, (WORKER_V4, PORT)).unwrap());
+        assert!(sent.unwrap() > 0);
+    };
+    send("192.0.2.3");
+    assert_eq!(received(), before);
+    send(VM_V4);
+    common::until("the right sender to be heard", || (received() > before).then_some(()));
 }
 
 #[test]
@@ -159,7 +189,7 @@ fn teardown_when_the_namespace_has_gone_frees_the_vni() {
     let (u, pod, podns) = (Underlay::new(1500), Pod::new(), Netns::new("podns"));
     let tunnels = tie(&u, &pod, &podns, WORKER_V4, VM_V4);
     drop(pod);
-    tunnels.iter().for_each(|t| vxlan::remove(t).unwrap());
+    tunnels.iter().for_each(|t| vxlan::remove(&open(&u.worker), t).unwrap());
     let e = vxlan::connect(&open(&u.worker), &tunnels[0], ip(VM_V4)).unwrap_err().to_string();
     assert!(e.contains("is gone"), "{e}");
     let next = Pod::new();
@@ -167,7 +197,7 @@ fn teardown_when_the_namespace_has_gone_frees_the_vni() {
     common::until("the VNI to be free again", || {
         let t = vxlan::reserve(&open(&u.worker), &open(&next.pod), PORT, FIRST_VNI).unwrap();
         let free = t[0].vni == FIRST_VNI;
-        t.iter().for_each(|t| vxlan::remove(t).unwrap());
+        t.iter().for_each(|t| vxlan::remove(&open(&u.worker), t).unwrap());
         free.then_some(())
     });
 }

@@ -244,6 +244,10 @@ fn address(m: Message, place: (u32, u32), prefix: &Prefix, operator: u32) -> Mes
     let v4 = prefix.address.is_ipv4();
     let m = compare(meta(m, META_NFPROTO), EQUAL, &[if v4 { NFPROTO_IPV4 } else { NFPROTO_IPV6 }]);
     let network = octets(&super::network_of(prefix).address);
+    if prefix.length == 0 {
+        // Any address of the family.
+        return m;
+    }
     let m = payload(m, NETWORK, if v4 { place.0 } else { place.1 }, network.len());
     let ones = |n: usize| !(0xffu16 >> usize::from(prefix.length).saturating_sub(n * 8).min(8)) as u8;
     let bits: Vec<u8> = (0..network.len()).map(ones).collect();
@@ -303,6 +307,9 @@ impl Match {
             Match::Protocol(UDP) => write!(text, "meta l4proto udp"),
             Match::Protocol(p) => write!(text, "meta l4proto {p}"),
             Match::DestPort(p) => write!(text, "th dport {p}"),
+            Match::Dest(p) | Match::Source(p) if p.length == 0 => {
+                write!(text, "meta nfproto {}", if p.address.is_ipv4() { "ipv4" } else { "ipv6" })
+            }
             Match::Dest(p) => write!(text, "{} daddr {p}", family(&p.address)),
             Match::Source(p) => write!(text, "{} saddr {p}", family(&p.address)),
             Match::NotSource(a) => write!(text, "{} saddr != {a}", family(a)),

@@ -10,7 +10,7 @@
 //! namespace of the caller, whose routes it takes (the birth namespace). There its VNI stays taken, too, wherever the
 //! device is: so a free one is found by trying.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 
 use super::endpoint::{self, Tie};
@@ -18,9 +18,10 @@ use super::link::{self, Link};
 use super::message::{Message, attributes, find, number};
 use super::namespace::Namespace;
 use super::netlink::{ACK, CREATE, EXCL, Netlink, REQUEST};
+use super::nft::{self, Chain, Hook, Kind, Match, Rule, Table, Verdict};
 use super::scan::Interface;
 use super::step::Step;
-use super::{NetError, address, neighbour, octets, route, tc};
+use super::{NetError, Prefix, address, neighbour, octets, route, tc};
 
 /// Where other implementations begin to count.
 pub const FIRST_VNI: u32 = 555_000;
@@ -154,7 +155,7 @@ pub fn reserve(birth: &Namespace, pod: &Namespace, port: u16, first: u32) -> Res
                 made.push(tunnel);
             }
             Err(e) => {
-                made.iter().filter_map(|t| remove(t).err()).for_each(|e| log::warn!("undoing: {e}"));
+                made.iter().filter_map(|t| remove(birth, t).err()).for_each(|e| log::warn!("undoing: {e}"));
                 return Err(e);
             }
         }
@@ -193,6 +194,7 @@ pub fn connect(birth: &Namespace, tunnel: &Tunnel, remote: IpAddr) -> Result<(),
     if info(&mut nl, &device.name)?.and_then(|i| i.remote) != Some(remote) {
         device = set_remote(birth, &pod, &mut nl, device, &v)?;
     }
+    check_source(birth, tunnel.vni, tunnel.port, remote)?;
     if tc::filters(&mut nl, &link)?.iter().any(|f| f.redirect == Some(device.index)) {
         return Ok(());
     }
@@ -222,9 +224,45 @@ pub fn command(v: &Vxlan, target: &Namespace) -> String {
     format!("ip link add {device} netns {}{mac} mtu {mtu} type vxlan id {vni}{remote} dstport {port} nolearning", name.display())
 }
 
-/// Takes a tunnel away with its redirections; what is gone already is no error.
-pub fn remove(tunnel: &Tunnel) -> Result<(), NetError> {
-    endpoint::untie(&tunnel.tie)
+/// Takes a tunnel away with its redirections; what is gone already is no error. `birth` has the rule about its packets.
+pub fn remove(birth: &Namespace, tunnel: &Tunnel) -> Result<(), NetError> {
+    endpoint::untie(&tunnel.tie).and(uncheck_source(birth, tunnel.vni, tunnel.port))
+}
+
+/// Takes the rule about the VNI's packets away; that there is none is no error.
+pub fn uncheck_source(birth: &Namespace, vni: u32, port: u16) -> Result<(), NetError> {
+    nft::remove(&mut birth.inside(Netlink::netfilter)??, &table_name(vni, port))
+}
+
+fn table_name(vni: u32, port: u16) -> String {
+    format!("osc_vxlan_{port}_{vni}")
+}
+
+/// Packets of the VNI are taken from `remote` only: the kernel's device looks at no sender.
+pub fn source_rule(vni: u32, port: u16, remote: IpAddr) -> Table {
+    let ours = || vec![Match::Protocol(nft::UDP), Match::DestPort(port), Match::Vni(vni)];
+    let stranger = Rule { matches: [ours(), vec![Match::NotSource(remote)]].concat(), verdict: Verdict::Drop };
+    // A sender of the other family is none of ours either.
+    let unspecified: IpAddr = if remote.is_ipv4() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+    let other =
+        Rule { matches: [ours(), vec![Match::Source(Prefix { address: unspecified, length: 0 })]].concat(), verdict: Verdict::Drop };
+    let chain = Chain { kind: Kind::Filter, hook: Hook::Input, priority: RAW, rules: vec![stranger, other] };
+    Table { name: table_name(vni, port), chains: vec![chain] }
+}
+
+/// Before connections are looked at.
+const RAW: i32 = -300;
+
+/// A kernel without packet rules is told of once; the tunnel works all the same.
+fn check_source(birth: &Namespace, vni: u32, port: u16, remote: IpAddr) -> Result<(), NetError> {
+    let made = birth.inside(Netlink::netfilter)?.and_then(|mut nl| nft::install(&mut nl, &source_rule(vni, port, remote)));
+    made.or_else(|e| match e.errno() {
+        Some(libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::ENOENT) => {
+            log::warn!("VNI {vni}: the sender of its packets is not checked: {e}");
+            Ok(())
+        }
+        _ => Err(e),
+    })
 }
 
 // The pod VM's end.
@@ -239,6 +277,9 @@ pub fn podvm(birth: &Namespace, podns: &Namespace, interface: &Interface, routes
             link::remove(&mut nl, &old)?;
         }
         create(&mut birth.netlink()?, podns, v)?;
+    }
+    if let Some(remote) = v.remote {
+        check_source(birth, v.vni, v.port, remote)?;
     }
     let lo = link::by_name(&mut nl, "lo")?;
     link::up(&mut nl, &lo, true)?;

@@ -169,7 +169,9 @@ impl Change {
             ties.iter().flat_map(endpoint::undo_commands).for_each(|c| println!("{}", in_namespace(&self.place.netns, &c)));
             return Ok(0);
         }
-        let errors = endpoint::detach(&ties);
+        let tunnels = vxlan::rules_of(&namespace)?;
+        let mut errors = endpoint::detach(&ties);
+        errors.extend(vxlan::remove_rules(&tunnels).err());
         if self.place.json {
             json(&ties)?;
         } else if ties.is_empty() {

@@ -90,7 +90,7 @@ impl Worker {
         let tunnels = vxlan::reserve(&birth, &pod, self.far.port, self.vni)?;
         for tunnel in &tunnels {
             vxlan::connect(&birth, tunnel, self.far.remote).inspect_err(|_| {
-                tunnels.iter().filter_map(|t| vxlan::remove(t).err()).for_each(|e| log::warn!("undoing: {e}"));
+                tunnels.iter().filter_map(|t| vxlan::remove(&birth, t).err()).for_each(|e| log::warn!("undoing: {e}"));
             })?;
         }
         if self.change.place.json {
@@ -106,6 +106,7 @@ impl Worker {
             let (name, vni) = (format!("{}{}", vxlan::KIND, n + 1), self.vni + n as u32);
             let v = Vxlan { name: name.clone(), vni, port: self.far.port, remote: Some(self.far.remote), mtu: i.link.mtu, mac: None };
             println!("{}", vxlan::command(&v, pod));
+            print!("{}", rule(&v));
             let tie = endpoint::Tie { netns: pod.path().to_owned(), id: pod.id(), link: i.link.name.clone(), tap: name };
             let steps = vxlan::connect_steps(&tie, mtu.min(i.link.mtu));
             steps.iter().for_each(|s| println!("{}", in_namespace(pod.path(), &s.to_string())));
@@ -125,6 +126,7 @@ impl Podvm {
         let v = vxlan::other_end(&interface, &tunnel, self.far.remote, mtu);
         if self.change.dry_run {
             println!("{}", vxlan::command(&v, &podns));
+            print!("{}", rule(&v));
             let mut commands = vec!["ip link set dev lo up".to_owned(), format!("ip link set dev {} up", v.name)];
             let nodad = |p: &Prefix| if p.address.is_ipv6() { " nodad" } else { "" };
             commands.extend(interface.addresses.iter().map(|a| format!("ip addr add {} dev {}{}", a.prefix, v.name, nodad(&a.prefix))));
@@ -154,6 +156,25 @@ impl Podvm {
         let own = |text: &String| Prefix::parse(text).map(|prefix| Own { prefix, prefix_route: true });
         Ok(Interface { link, addresses: self.address.iter().map(own).collect::<Result<_, _>>()?, neighbours: Vec::new() })
     }
+}
+
+/// The command that has the sender of its packets checked.
+fn rule(v: &Vxlan) -> String {
+    let table = v.remote.map(|r| vxlan::source_rule(v.vni, v.port, r).to_string()).unwrap_or_default();
+    format!("nft -f - <<'END'\n{table}END\n")
+}
+
+/// (VNI, port) of every tunnel in the namespace: there are rules about their packets where we are.
+pub fn rules_of(namespace: &Namespace) -> Result<Vec<(u32, u16)>, NetError> {
+    let mut nl = namespace.netlink()?;
+    let links = link::list(&mut nl)?;
+    let infos = links.iter().filter(|l| l.kind == vxlan::KIND).map(|l| vxlan::info(&mut nl, &l.name)).collect::<Result<Vec<_>, _>>()?;
+    Ok(infos.into_iter().flatten().map(|i| (i.vni, i.port)).collect())
+}
+
+pub fn remove_rules(tunnels: &[(u32, u16)]) -> Result<(), NetError> {
+    let birth = Namespace::own()?;
+    tunnels.iter().try_for_each(|(vni, port)| vxlan::uncheck_source(&birth, *vni, *port))
 }
 
 /// By which the routes name the interface; it is another one where it is made.

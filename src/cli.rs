@@ -26,6 +26,8 @@ enum Command {
     Ps(ctl::Ps),
     /// Run another command in a sandbox
     Exec(ctl::Exec),
+    /// Open a shell in a sandbox's guest, beside its containers
+    Debug(ctl::Debug),
     /// Print what a detached command wrote, or a guest's console
     Logs(ctl::Logs),
     /// Stop sandboxes, or remove what is kept of those that ended
@@ -89,6 +91,7 @@ fn act(command: Command) -> Result<i32> {
         }
         Command::Ps(c) => done(c.run()),
         Command::Exec(c) => c.run(),
+        Command::Debug(c) => c.run(),
         Command::Logs(c) => done(c.run()),
         Command::Stop(c) => done(c.run()),
         Command::Reap(c) => done(c.run()),

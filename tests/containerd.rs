@@ -303,3 +303,25 @@ fn a_failed_create_shows_the_guests_last_words() {
     cd.ctr(["container", "rm", &id]);
     cd.assert_gone(&id);
 }
+
+#[test]
+fn a_shell_in_the_guest_where_the_configuration_allows_it() {
+    if !can_run_containerd("containerd: osc debug") {
+        return;
+    }
+    let cd = Containerd::start();
+    let id = name("debug");
+    let config = cd.path("configuration.toml");
+    for allowed in [false, true] {
+        fs::write(&config, format!("[hypervisor.qemu]\n[agent.kata]\ndebug_console_enabled = {allowed}\n")).unwrap();
+        cd.background_with(&["--runtime-config-path", config.to_str().unwrap()], &id, &["sleep", "3600"]);
+        // The agent is seen as what it is, and so is the container's process.
+        let out = common::run(["debug", &id, "--", "sh", "-c", "cat /proc/1/comm; cat /proc/[0-9]*/comm | grep -c sleep; exit 8"]);
+        if allowed {
+            assert_eq!((out.status, out.stdout.as_str()), (8, "init\n1\n"), "{out:?}");
+        } else {
+            assert!(out.status == 125 && out.stderr.contains("debug_console_enabled"), "{out:?}");
+        }
+        cd.remove(&id);
+    }
+}

@@ -242,20 +242,100 @@ impl Exec {
             spec: Some(spec),
         };
         call::<_, Empty>(&client, "Exec", &request, Some(CALL))?;
-        let _raw = tty.then(run::terminal::Raw::enter).transpose().at(Stage::Container, || "terminal")?;
-        let copies = fifos.copy(&client, &id, &exec)?;
-        let started: Result<wire::StartResponse> =
-            call(&client, "Start", &wire::StartRequest { id: id.clone(), exec_id: exec.clone() }, Some(CALL));
-        if let Err(e) = started {
-            let _: Result<wire::DeleteResponse> = call(&client, "Delete", &wire::DeleteRequest { id, exec_id: exec }, Some(CALL));
-            return Err(e);
-        }
-        forward(signals, client.clone(), id.clone(), exec.clone(), tty);
-        let status = wait(&client, &id, &exec, None)?;
-        copies.into_iter().for_each(|c| drop(c.join()));
-        let _: Result<wire::DeleteResponse> = call(&client, "Delete", &wire::DeleteRequest { id, exec_id: exec }, Some(CALL));
-        Ok(status)
+        interact(&client, &id, &exec, &fifos, signals)
     }
+}
+
+/// Starts the process that was added, and is its terminal until it ends; answers its exit status.
+fn interact(client: &Client, id: &str, exec: &str, fifos: &Fifos, signals: File) -> Result<i32> {
+    let delete = || {
+        let request = wire::DeleteRequest { id: id.into(), exec_id: exec.into() };
+        let _: Result<wire::DeleteResponse> = call(client, "Delete", &request, Some(CALL));
+    };
+    let tty = fifos.tty;
+    let _raw = tty.then(run::terminal::Raw::enter).transpose().at(Stage::Container, || "terminal")?;
+    let copies = fifos.copy(client, id, exec)?;
+    let request = wire::StartRequest { id: id.into(), exec_id: exec.into() };
+    let started: Result<wire::StartResponse> = call(client, "Start", &request, Some(CALL));
+    if let Err(e) = started {
+        delete();
+        return Err(e);
+    }
+    forward(signals, client.clone(), id.into(), exec.into(), tty);
+    let status = wait(client, id, exec, None)?;
+    copies.into_iter().for_each(|c| drop(c.join()));
+    delete();
+    Ok(status)
+}
+
+/// A shell in a sandbox's guest, beside its containers: all of the guest's processes, devices and network, and this host's
+/// programs (read-only, with a throw-away layer). Off unless the configuration has `debug_console_enabled = true`.
+#[derive(clap::Args, Debug)]
+pub struct Debug {
+    /// Sandbox
+    sandbox: String,
+    /// Give the command a terminal (the default where stdin and stdout are one)
+    #[arg(long, short = 't', overrides_with = "no_tty")]
+    tty: bool,
+    /// Give it none
+    #[arg(long)]
+    no_tty: bool,
+    /// Instead of a shell
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// The annotation by which a shim knows such a container.
+pub const DEBUG: &str = "io.osc.debug";
+
+impl Debug {
+    /// Runs it; answers its exit status.
+    pub fn run(self) -> Result<i32> {
+        let signals = run::terminal::block_signals().at(Stage::Request, || "signals")?;
+        let dir = existing(&self.sandbox)?;
+        let client = dial(&dir)?;
+        let id = format!("osc-debug-{}-{}", std::process::id(), record::now());
+        let tty = run::terminal::wanted(self.tty, self.no_tty);
+        // The bundle, and the fifos in it.
+        let bundle = dir.join(&id);
+        let fifos = Fifos::make(&bundle, tty)?;
+        let command = if self.command.is_empty() { vec!["/bin/sh".to_owned()] } else { self.command };
+        let text = debug_spec(&self.sandbox, command, tty).to_string();
+        std::fs::write(bundle.join("config.json"), text).at(Stage::Request, || format!("write to {}", bundle.display()))?;
+        let request = wire::CreateTaskRequest {
+            id: id.clone(),
+            bundle: bundle.to_string_lossy().into_owned(),
+            terminal: tty,
+            stdin: fifos.path("stdin"),
+            stdout: fifos.path("stdout"),
+            stderr: if tty { String::new() } else { fifos.path("stderr") },
+            ..Default::default()
+        };
+        let _: wire::CreateTaskResponse = call(&client, "Create", &request, Some(CALL))?;
+        interact(&client, &id, "", &fifos, signals)
+    }
+}
+
+/// A container that shares everything with the guest but the root file system.
+fn debug_spec(sandbox: &str, command: Vec<String>, tty: bool) -> serde_json::Value {
+    let mut all: Vec<String> = caps::all().iter().map(|c| c.to_string()).collect();
+    all.sort();
+    let bind = |path: &str| serde_json::json!({"destination": path, "type": "bind", "source": path, "options": ["rbind"]});
+    serde_json::json!({
+        "ociVersion": "1.0.2",
+        "annotations": {"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": sandbox, DEBUG: "true"},
+        "process": {
+            "terminal": tty,
+            "args": command,
+            "cwd": "/",
+            "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TERM=xterm"],
+            "user": {"uid": 0, "gid": 0},
+            "capabilities": {"bounding": all, "effective": all, "permitted": all},
+        },
+        "root": {"path": "/"},
+        "mounts": [bind("/proc"), bind("/sys"), bind("/dev")],
+        "linux": {"namespaces": [{"type": "mount"}]},
+    })
 }
 
 /// The fifos of one exec; removed with it.

@@ -27,7 +27,8 @@ pub const KEYS: &[Key] = &[
     key(A, "kernel_modules", Rule::List(|c| &mut c.kernel_modules), "modules with their parameters, loaded in the guest")
         .noted()
         .proof("`shim::sandbox::boot` what_a_configuration_changes"),
-    key(A, "debug_console_enabled", Rule::Bool(|c| &mut c.debug_console_enabled), "osc debug opens a shell in the guest").later(),
+    key(A, "debug_console_enabled", Rule::Bool(|c| &mut c.debug_console_enabled), "osc debug opens a shell in the guest")
+        .proof("`containerd` a_shell_in_the_guest_"),
     key(
         A,
         "container_pipe_size",

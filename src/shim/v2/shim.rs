@@ -24,6 +24,7 @@ use crate::rpc::wire::oci::Spec;
 use crate::rpc::wire::options::Options;
 use crate::rpc::wire::{containerd, events as wire, task};
 use crate::shim::SOCKET;
+use crate::shim::ctl::DEBUG;
 use crate::shim::progress::Progress;
 use crate::shim::sandbox::io::Names;
 use crate::shim::sandbox::record::Thing;
@@ -218,7 +219,18 @@ impl Shim {
     fn make(&self, sandbox: &Arc<Sandbox>, spec: Spec, r: &task::CreateTaskRequest) -> Result<()> {
         let bundle = PathBuf::from(&r.bundle);
         let target = bundle.join(spec.root.as_ref().map(|root| root.path.as_str()).unwrap_or("rootfs"));
-        let rootfs = if r.rootfs.is_empty() { Rootfs::Dir(target) } else { Rootfs::Mounts { mounts: mounts(&r.rootfs), target } };
+        let debug = spec.annotations.contains_key(DEBUG);
+        if debug && !sandbox.config.debug_console_enabled {
+            let way_out = "set debug_console_enabled = true in [agent.kata] and start the pod again";
+            return Err(Failure::new(Stage::Request, "shells in guests are off").code(Code::FailedPrecondition).way_out(way_out));
+        }
+        let rootfs = if debug {
+            Rootfs::Overlay(target)
+        } else if r.rootfs.is_empty() {
+            Rootfs::Dir(target)
+        } else {
+            Rootfs::Mounts { mounts: mounts(&r.rootfs), target }
+        };
         let names = Names { stdin: r.stdin.clone(), stdout: r.stdout.clone(), stderr: r.stderr.clone() };
         let whose = Whose { namespace: &self.flags.namespace, id: &r.id };
         let stdio = stdio::open(r.terminal, names, &whose).at(Stage::Container, || format!("stdio of {}", r.id))?;

@@ -41,6 +41,8 @@ enum Command {
     /// Make, look at, check and undo what ties a pod's network to its VM
     #[command(subcommand)]
     Netsetup(crate::net::setup::Netsetup),
+    /// Serve the remote hypervisor protocol: peer pods
+    Adaptor(crate::vm::remote::adaptor::Adaptor),
     /// Guest images: build, list, show
     #[command(subcommand)]
     Image(image::Image),
@@ -98,6 +100,10 @@ fn act(command: Command) -> Result<i32> {
         Command::Check(c) => c.run(),
         Command::Report(c) => done(c.run()),
         Command::Netsetup(c) => c.run(),
+        Command::Adaptor(c) => {
+            log_to_stderr_at(log::LevelFilter::Info);
+            c.run()
+        }
         Command::Image(c) => done(c.run()),
         Command::Install(c) => done(c.run()),
         Command::Uninstall(c) => done(c.run()),
@@ -138,7 +144,10 @@ fn render(failure: &Failure) {
 }
 
 fn log_to_stderr(debug: bool) {
-    let level = if debug { log::LevelFilter::Debug } else { log::LevelFilter::Warn };
+    log_to_stderr_at(if debug { log::LevelFilter::Debug } else { log::LevelFilter::Warn });
+}
+
+fn log_to_stderr_at(level: log::LevelFilter) {
     if let Ok(fd) = std::os::fd::AsFd::as_fd(&std::io::stderr()).try_clone_to_owned() {
         crate::log::init(fd.into(), None, level);
     }

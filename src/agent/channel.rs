@@ -16,7 +16,7 @@ use super::guest::Guest;
 use super::port::{self, Port};
 use super::service::AgentService;
 use crate::rpc::mux::{Mux, Side};
-use crate::rpc::{Server, Stream};
+use crate::rpc::{Server, Service, Stream};
 
 /// The agent protocol.
 pub const AGENT: u32 = 1024;
@@ -51,6 +51,11 @@ pub struct Channel {
 impl Channel {
     pub fn new(guest: Arc<Guest>) -> Channel {
         let service = Arc::new(AgentService::new(guest.clone()));
+        Channel::with(guest, service)
+    }
+
+    /// The same where another service stands before the agent's.
+    pub fn with(guest: Arc<Guest>, service: Arc<dyn Service>) -> Channel {
         Channel { guest, server: Arc::new(Server::new(vec![service])) }
     }
 
@@ -110,7 +115,7 @@ impl Channel {
     }
 
     /// One stream that the host opened to `port`; `number` is what the host calls it.
-    fn take(&self, port: u32, number: u32, mut stream: Stream) {
+    pub fn take(&self, port: u32, number: u32, mut stream: Stream) {
         match port {
             AGENT => {
                 let server = self.server.clone();

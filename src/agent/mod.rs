@@ -4,6 +4,7 @@ pub mod boot;
 pub mod channel;
 pub mod container;
 pub mod forward;
+pub mod forwarder;
 mod guest;
 pub mod modules;
 pub mod oom;
@@ -43,6 +44,9 @@ fn run() -> Result<Infallible> {
     crate::memory::tune();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
 
+    // Read before the root changes, and gone from there: it holds a key.
+    let seed = forwarder::Seed::take().transpose();
+
     // A root that containers can leave, and what a system has on it.
     boot::move_root()?;
     boot::lay_out()?;
@@ -56,6 +60,14 @@ fn run() -> Result<Infallible> {
     // Processes: from here on nothing else may wait for one.
     let guest = guest::Guest::new(modules.clone(), events, reaper::Reaper::start()).at(Stage::Agent, || "containers")?;
     let guest = Arc::new(guest);
+
+    if let Some(seed) = seed? {
+        told(modules.load_rest());
+        boot::settle();
+        guest.settled.open();
+        forwarder::start(guest, seed)?;
+        power::off_on_signal()
+    }
 
     // The host may call; what it asks for waits for what it needs of the rest.
     channel::Channel::new(guest.clone()).listen();

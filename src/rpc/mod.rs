@@ -6,13 +6,16 @@
 mod client;
 mod deadlines;
 pub mod frame;
+pub mod hybrid;
 pub mod mux;
+pub mod reconnect;
 pub mod relay;
 mod server;
 mod status;
 mod stream;
 #[cfg(test)]
 mod tests;
+pub mod tls;
 pub mod wire;
 mod workers;
 

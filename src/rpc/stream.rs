@@ -15,6 +15,8 @@ pub(super) const PORT_WRITE: usize = 32 * 1024;
 pub enum Stream {
     /// A socket: a unix one, vsock (same calls, another family), or one end of a socketpair that QEMU holds the other of.
     Socket(UnixStream),
+    /// The same, and the number that the peer gave it ([`hybrid`](super::hybrid)).
+    Numbered(UnixStream, u32),
     /// A stream of the mux.
     Mux(MuxStream),
     /// A port of virtio-serial as the guest sees it: a device, on which no socket call works. It is never closed: there is
@@ -26,6 +28,7 @@ impl Stream {
     pub fn try_clone(&self) -> io::Result<Stream> {
         Ok(match self {
             Stream::Socket(s) => Stream::Socket(s.try_clone()?),
+            Stream::Numbered(s, n) => Stream::Numbered(s.try_clone()?, *n),
             Stream::Mux(s) => Stream::Mux(s.clone()),
             Stream::File(f) => Stream::File(f.try_clone()?),
         })
@@ -35,7 +38,7 @@ impl Stream {
     /// that blocks on this stream wakes up.
     pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
         match self {
-            Stream::Socket(s) => s.shutdown(how),
+            Stream::Socket(s) | Stream::Numbered(s, _) => s.shutdown(how),
             Stream::Mux(s) => s.shutdown(how),
             Stream::File(_) => Ok(()),
         }
@@ -45,6 +48,7 @@ impl Stream {
     pub fn id(&self) -> Option<u32> {
         match self {
             Stream::Socket(_) | Stream::File(_) => None,
+            Stream::Numbered(_, n) => Some(*n),
             Stream::Mux(s) => Some(s.id()),
         }
     }
@@ -86,7 +90,7 @@ impl Write for Stream {
 impl Read for &Stream {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self {
-            Stream::Socket(s) => (&*s).read(buf),
+            Stream::Socket(s) | Stream::Numbered(s, _) => (&*s).read(buf),
             Stream::Mux(s) => s.receive(buf),
             Stream::File(f) => (&*f).read(buf),
         }
@@ -96,7 +100,7 @@ impl Read for &Stream {
 impl Write for &Stream {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         match self {
-            Stream::Socket(s) => (&*s).write(buf),
+            Stream::Socket(s) | Stream::Numbered(s, _) => (&*s).write(buf),
             Stream::Mux(s) => s.send(&[IoSlice::new(buf)]),
             Stream::File(f) => (&*f).write(buf),
         }
@@ -104,7 +108,7 @@ impl Write for &Stream {
 
     fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
-            Stream::Socket(s) => (&*s).write_vectored(bufs),
+            Stream::Socket(s) | Stream::Numbered(s, _) => (&*s).write_vectored(bufs),
             Stream::Mux(s) => s.send(bufs),
             Stream::File(f) => write_joined(f, bufs),
         }

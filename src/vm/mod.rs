@@ -3,6 +3,7 @@
 //! A sandbox holds a `Box<dyn Vm>` and asks its [`Caps`], never which kind it has.
 
 pub mod qemu;
+pub mod remote;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;

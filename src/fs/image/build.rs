@@ -14,7 +14,7 @@ use super::modules::{self, Module, Set};
 use super::{ImageError, bzimage, initrd};
 
 /// Changes whenever the same inputs are to give another image.
-pub const FORMAT: u32 = 4;
+pub const FORMAT: u32 = 5;
 
 pub const MANIFEST: &str = "manifest.json";
 pub const VMLINUX: &str = "vmlinux";

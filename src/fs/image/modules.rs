@@ -16,8 +16,8 @@ const CORE: [&str; 8] = ["virtio_pci", "virtio_console", "fuse", "virtiofs", "vi
 const ESSENTIAL: [&str; 4] = ["virtio_pci", "virtio_console", "virtiofs", "overlay"];
 
 /// Loaded when something asks for them by name. Packed in the image.
-const DEMAND: [&str; 8] =
-    ["virtio_blk", "virtio_scsi", "sd_mod", "loop", "vmw_vsock_virtio_transport", "pvpanic_pci", "virtio_balloon", "ext4"];
+const DEMAND: [&str; 9] =
+    ["virtio_blk", "virtio_scsi", "sd_mod", "loop", "vmw_vsock_virtio_transport", "pvpanic_pci", "virtio_balloon", "ext4", "vxlan"];
 
 /// A module larger than this is none.
 const LARGEST: u64 = 256 << 20;

@@ -7,6 +7,7 @@
 //! A field of enumeration type is an `i32`: peers may be newer than us. Maps are ordered, so that encoding is reproducible.
 
 pub mod agent;
+pub mod apf;
 pub mod bootstrap;
 pub mod cgroups1;
 pub mod cgroups2;

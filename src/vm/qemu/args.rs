@@ -81,18 +81,18 @@ fn name(id: &str) -> Vec<String> {
 }
 
 /// Nothing by default. A guest that reboots is one that failed: QEMU exits.
-fn bare() -> Vec<String> {
+pub(super) fn bare() -> Vec<String> {
     words(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-rtc", "base=utc"])
 }
 
 /// What a guest that escapes into QEMU cannot do: start programs, become somebody else, change its own limits.
-fn sandbox(tuning: &Tuning) -> Vec<String> {
+pub(super) fn sandbox(tuning: &Tuning) -> Vec<String> {
     let all = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
     words(["-sandbox", tuning.sandbox.as_deref().unwrap_or(all)])
 }
 
 /// q35 without the parts that nobody uses; memory that vhost-user daemons can map, and that stays out of core dumps.
-fn machine(accel: Accel, tuning: &Tuning) -> Vec<String> {
+pub(super) fn machine(accel: Accel, tuning: &Tuning) -> Vec<String> {
     let kind = match accel {
         Accel::Kvm | Accel::Pvm => "kvm",
         Accel::Tcg => "tcg",
@@ -104,18 +104,18 @@ fn machine(accel: Accel, tuning: &Tuning) -> Vec<String> {
 /// All that the host has; under emulation all that can be emulated (x86-64-v3 images need AVX2), but not fast byte strings: the
 /// guest's kernel would copy and clear memory with `rep movsb`, which TCG runs byte by byte. Without, streams are twice as
 /// fast and a boot takes a tenth less.
-fn cpu(accel: Accel, tuning: &Tuning) -> Vec<String> {
+pub(super) fn cpu(accel: Accel, tuning: &Tuning) -> Vec<String> {
     let model = if accel == Accel::Tcg { "max,-erms" } else { "host" };
     words(["-cpu", &format!("{model}{}", more(tuning.cpu.as_deref()))])
 }
 
-fn smp(size: Size, max: Size) -> Vec<String> {
+pub(super) fn smp(size: Size, max: Size) -> Vec<String> {
     let most = max.vcpus.max(size.vcpus);
     words(["-smp", &format!("{},sockets=1,cores={most},threads=1,maxcpus={most}", size.vcpus)])
 }
 
 /// The base memory, and what it grows by: `reserve=off` since most of that is never used.
-fn memory(size: Size, max: Size, growth: Growth, tuning: &Tuning) -> Vec<String> {
+pub(super) fn memory(size: Size, max: Size, growth: Growth, tuning: &Tuning) -> Vec<String> {
     let room = room(size, max);
     let most = if tuning.slots == 0 { DIMM_SLOTS } else { tuning.slots.min(DIMM_SLOTS) };
     let slots = if growth == Growth::Dimm && room > 0 { format!(",slots={most}") } else { String::new() };
@@ -139,7 +139,7 @@ pub fn room(size: Size, max: Size) -> u64 {
     max.mib.saturating_sub(size.mib) / super::GUEST_BLOCK * super::GUEST_BLOCK
 }
 
-fn kernel(kernel: &Path, initrd: &Path, append: &str) -> Vec<String> {
+pub(super) fn kernel(kernel: &Path, initrd: &Path, append: &str) -> Vec<String> {
     words(["-kernel", &kernel.to_string_lossy(), "-initrd", &initrd.to_string_lossy(), "-append", append])
 }
 
@@ -148,7 +148,7 @@ fn qmp() -> Vec<String> {
 }
 
 /// Appended to, so that the file can be trimmed under QEMU's hands.
-fn console(log: &Path) -> Vec<String> {
+pub(super) fn console(log: &Path) -> Vec<String> {
     words(["-chardev", &format!("file,id=console,append=on,path={}", comma(&log.to_string_lossy())), "-serial", "chardev:console"])
 }
 
@@ -171,7 +171,7 @@ fn vsock_channel(cid: u32) -> Vec<String> {
 }
 
 /// Entropy from the host's generator, whose state QEMU reads by system call, unless another source is wanted.
-fn rng(tuning: &Tuning) -> Vec<String> {
+pub(super) fn rng(tuning: &Tuning) -> Vec<String> {
     let source = match &tuning.entropy {
         Some(path) => format!("rng-random,id=rng0,filename={}", comma(&path.to_string_lossy())),
         None => "rng-builtin,id=rng0".into(),

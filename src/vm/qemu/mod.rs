@@ -8,6 +8,7 @@ mod args;
 mod channel;
 mod cmdline;
 mod console;
+pub mod detached;
 mod device;
 mod exit;
 mod find;

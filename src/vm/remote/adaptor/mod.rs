@@ -1,0 +1,120 @@
+//! The adaptor (cloud-api-adaptor): serves the remote hypervisor protocol on a worker, and owns the pod VMs of its pods.
+//!
+//! ```text
+//! service   CreateVM, StartVM, StopVM, GetInfo
+//! pods      a pod's VM from its name to its end; what is left of an earlier adaptor
+//! link      agent.ttrpc <-> TLS to the forwarder in the VM
+//! journal   what must not be forgotten        provider, qemu   who makes VMs
+//! ```
+
+pub mod journal;
+mod link;
+mod pki;
+mod pods;
+pub mod provider;
+pub mod qemu;
+mod seed;
+mod service;
+pub mod settings;
+mod status;
+
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use crate::error::{At, Failure, Result, Stage};
+use crate::rpc::{Code, Server};
+use settings::Settings;
+
+/// `osc adaptor`.
+#[derive(clap::Args, Debug)]
+#[command(disable_help_flag = true)]
+pub struct Adaptor {
+    /// PROVIDER and flags, or `status`; `--help` lists them with the variables of the environment
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
+    arguments: Vec<String>,
+}
+
+impl Adaptor {
+    pub fn run(&self) -> Result<i32> {
+        let words: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
+        match words[..] {
+            ["status", ..] => status::run(&self.arguments[1..]),
+            [w, ..] if ["help", "-h", "--help", "-help"].contains(&w) => {
+                print!("{}", settings::help());
+                Ok(0)
+            }
+            _ => serve(&self.arguments).map(|never| match never {}),
+        }
+    }
+}
+
+/// Role `cloud-api-adaptor`.
+pub fn main(mut args: Vec<OsString>) -> ExitCode {
+    args[0] = "osc".into();
+    args.insert(1, "adaptor".into());
+    crate::cli::main(args)
+}
+
+fn serve(arguments: &[String]) -> Result<Infallible> {
+    let settings = Settings::read(arguments, |name| std::env::var(name).ok())?;
+    if std::env::var_os("DISABLECVM").is_none() {
+        log::warn!("DISABLECVM is not set: taken as true, since confidential VMs are not done");
+    }
+    let listener = listen(&settings.socket)?;
+    let journal = journal::Journal::open(&settings.pods_dir).at(Stage::Request, || format!("PODS_DIR={}", settings.pods_dir.display()))?;
+    let provider = provider::open(&settings)?;
+    provider.verify_config()?;
+    let pods = pods::Pods::new(settings, journal, provider)?;
+    pods.adopt();
+    pods.watch();
+    let server = Arc::new(Server::new(vec![Arc::new(service::Hypervisor::new(pods))]));
+    log::info!("adaptor {} serves", crate::VERSION);
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                let server = server.clone();
+                let taken = crate::thread::try_start("shim", move || {
+                    if let Err(e) = server.serve(stream.into()) {
+                        log::warn!("a shim's connection: {e}");
+                    }
+                });
+                if let Err(e) = taken {
+                    log::warn!("{e}");
+                }
+            }
+            Err(e) => {
+                log::warn!("accept: {e}");
+                std::thread::sleep(std::time::Duration::from_millis(100));
+            }
+        }
+    }
+}
+
+/// The socket of the shims. One that another adaptor answers on is left alone; a dead one's is taken.
+fn listen(path: &Path) -> Result<UnixListener> {
+    let what = || format!("listen on {}", path.display());
+    if UnixStream::connect(path).is_ok() {
+        return Err(Failure::new(Stage::Request, format!("{}: another adaptor serves there", path.display()))
+            .code(Code::AlreadyExists)
+            .way_out("stop it, or name another socket with --socket"));
+    }
+    std::fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).at(Stage::Request, what)?;
+    let _ = std::fs::remove_file(path);
+    let listener = UnixListener::bind(path).at(Stage::Request, what)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).at(Stage::Request, what)?;
+    Ok(listener)
+}
+
+/// For tests of what a crash leaves: dies without a word where `OSC_ADAPTOR_FAULT` says so.
+fn fault(point: &str) {
+    static AT: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    if AT.get_or_init(|| std::env::var("OSC_ADAPTOR_FAULT").ok()).as_deref() == Some(point) {
+        let me = rustix::process::getpid();
+        let _ = rustix::process::kill_process(me, rustix::process::Signal::KILL);
+    }
+}

@@ -1,0 +1,566 @@
+//! The pods of this worker: each from CreateVM until its provider says that its VM is gone.
+//!
+//! What is about to be done is in the journal before it is done. One operation on a pod at a time; a stop does not wait for a
+//! start but tells it to end.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::journal::{Entry, Journal, Phase};
+use super::link::{self, Forwarder};
+use super::pki::Authority;
+use super::provider::{Provider, Wish, best_fit};
+use super::settings::Settings;
+use super::{fault, seed};
+use crate::error::{At, Failure, Result, Stage};
+use crate::net::{Namespace, vxlan};
+use crate::rpc::Code;
+use crate::rpc::tls::Caller;
+use crate::rpc::wire::hypervisor::CreateVmRequest;
+use crate::vm::remote::REASON;
+
+/// The agent's socket in a pod's directory.
+const AGENT: &str = "agent.ttrpc";
+
+/// Between two looks at whether the VMs are still there.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A VM that was asked for, and that nobody comes for: its shim is gone.
+const ORPHAN: u64 = 600;
+
+/// Between two tries to delete.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// How long a stop waits for the VM's end where its caller says nothing.
+const STOP: Duration = Duration::from_secs(30);
+
+/// Between two tries to reach a booting VM.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// A pod and its VM.
+pub struct Pod {
+    entry: Mutex<Entry>,
+    /// Held during an operation.
+    operation: Mutex<()>,
+    cancelled: AtomicBool,
+    deleting: AtomicBool,
+    listener: Mutex<Option<Arc<UnixListener>>>,
+    connections: Mutex<(u64, BTreeMap<u64, UnixStream>)>,
+    caller: Option<Caller>,
+    port: u16,
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(|p| p.into_inner())
+}
+
+impl Pod {
+    fn new(entry: Entry, caller: Option<Caller>, port: u16) -> Arc<Pod> {
+        Arc::new(Pod {
+            entry: Mutex::new(entry),
+            operation: Mutex::default(),
+            cancelled: AtomicBool::new(false),
+            deleting: AtomicBool::new(false),
+            listener: Mutex::default(),
+            connections: Mutex::default(),
+            caller,
+            port,
+        })
+    }
+
+    pub fn entry(&self) -> Entry {
+        lock(&self.entry).clone()
+    }
+
+    /// How its VM is reached, once it has an address.
+    pub fn forwarder(&self) -> Option<Forwarder> {
+        let entry = lock(&self.entry);
+        let address = *entry.addresses.first()?;
+        Some(Forwarder { address, port: self.port, name: entry.name.clone(), caller: self.caller.clone() })
+    }
+
+    /// Why its VM serves nobody any more, once that is so.
+    pub fn ended(&self) -> Option<String> {
+        let entry = lock(&self.entry);
+        match entry.phase {
+            Phase::Lost => Some(entry.error.clone()),
+            Phase::Stopping => Some("it was stopped".into()),
+            _ => None,
+        }
+    }
+
+    /// Remembers a connection, to end it with the VM.
+    pub fn opened(&self, stream: &UnixStream) -> u64 {
+        let mut connections = lock(&self.connections);
+        connections.0 += 1;
+        let number = connections.0;
+        if let Ok(stream) = stream.try_clone() {
+            connections.1.insert(number, stream);
+        }
+        number
+    }
+
+    pub fn closed(&self, number: u64) {
+        lock(&self.connections).1.remove(&number);
+    }
+
+    /// Nobody reaches the agent from now on.
+    fn shut(&self, dir: &Path) {
+        if let Some(listener) = lock(&self.listener).take() {
+            link::close(&listener, &dir.join(AGENT));
+        }
+        let _ = fs::remove_file(dir.join(AGENT));
+        for stream in lock(&self.connections).1.values() {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}
+
+/// All pods.
+pub struct Pods {
+    settings: Settings,
+    journal: Journal,
+    provider: Arc<dyn Provider>,
+    /// `None`: no TLS.
+    authority: Option<Authority>,
+    caller: Option<Caller>,
+    pods: Mutex<BTreeMap<String, Arc<Pod>>>,
+    /// A pod has changed.
+    changed: Condvar,
+}
+
+impl Pods {
+    pub fn new(settings: Settings, journal: Journal, provider: Arc<dyn Provider>) -> Result<Arc<Pods>> {
+        let authority = if settings.disable_tls { None } else { Some(Authority::of(&settings.pods_dir)?) };
+        let caller = authority.as_ref().map(Authority::caller).transpose()?;
+        Ok(Arc::new(Pods { settings, journal, provider, authority, caller, pods: Mutex::default(), changed: Condvar::new() }))
+    }
+
+    fn pods(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Pod>>> {
+        lock(&self.pods)
+    }
+
+    pub fn find(&self, sandbox: &str) -> Result<Arc<Pod>> {
+        self.pods()
+            .get(sandbox)
+            .cloned()
+            .ok_or_else(|| Failure::new(Stage::Request, format!("no pod VM for sandbox {sandbox}")).code(Code::NotFound))
+    }
+
+    fn dir(&self, sandbox: &str) -> PathBuf {
+        self.journal.dir_of(sandbox)
+    }
+
+    fn change(&self, pod: &Pod, act: impl FnOnce(&mut Entry)) -> Result<()> {
+        let entry = {
+            let mut entry = lock(&pod.entry);
+            act(&mut entry);
+            entry.clone()
+        };
+        self.changed.notify_all();
+        self.journal.write(&entry).at(Stage::Agent, || format!("journal of {}", entry.sandbox))
+    }
+
+    /// The same for a start, which a stop may have overtaken.
+    fn advance(&self, pod: &Pod, act: impl FnOnce(&mut Entry)) -> Result<()> {
+        if lock(&pod.entry).phase == Phase::Stopping {
+            return Err(stopped(&pod.entry().name));
+        }
+        self.change(pod, |e| {
+            if e.phase != Phase::Stopping {
+                act(e);
+            }
+        })
+    }
+
+    /// CreateVM: a name and a place; answers the agent's socket.
+    pub fn create(&self, r: CreateVmRequest) -> Result<PathBuf> {
+        check_id(&r.id)?;
+        let socket = self.dir(&r.id).join(AGENT);
+        let mut pods = self.pods();
+        if let Some(pod) = pods.get(&r.id) {
+            return match pod.entry().phase {
+                Phase::Created | Phase::Requested | Phase::Running => Ok(socket),
+                Phase::Lost | Phase::Stopping => {
+                    Err(Failure::new(Stage::Request, format!("sandbox {} had a VM that is being deleted", r.id))
+                        .code(Code::FailedPrecondition))
+                }
+            };
+        }
+        let limit = self.settings.pods_limit;
+        if limit >= 0 && pods.len() as i64 >= limit {
+            let cause = format!("PEERPODS_LIMIT_PER_NODE={limit}: this worker has {} pod VMs", pods.len());
+            return Err(Failure::new(Stage::Request, cause).code(Code::ResourceExhausted));
+        }
+        let entry = self.describe(&r)?;
+        fault("create");
+        self.journal.write(&entry).at(Stage::Agent, || format!("journal of {}", r.id))?;
+        fault("created");
+        pods.insert(r.id, Pod::new(entry, self.caller.clone(), self.settings.forwarder_port));
+        Ok(socket)
+    }
+
+    /// What the pod asks for.
+    fn describe(&self, r: &CreateVmRequest) -> Result<Entry> {
+        let of = |keys: &[&str]| keys.iter().find_map(|k| r.annotations.get(*k)).cloned().unwrap_or_default();
+        let asked = |name: &str| r.annotations.get(&format!("io.katacontainers.config.hypervisor.{name}")).cloned().unwrap_or_default();
+        let number = |name: &str| -> Result<f64> {
+            let text = asked(name);
+            let refuse = || Failure::new(Stage::Request, format!("annotation {name}={text}: no number")).code(Code::InvalidArgument);
+            if text.is_empty() { Ok(0.0) } else { text.parse().ok().filter(|n: &f64| n.is_finite() && *n >= 0.0).ok_or_else(refuse) }
+        };
+        let mut entry = Entry::new(&r.id);
+        let pod = of(&["io.kubernetes.cri.sandbox-name", "io.kubernetes.cri-o.KubeName"]);
+        // CRI-O's own name for a sandbox: k8s_POD_NAMESPACE_UID_0.
+        entry.pod = pod.strip_prefix("k8s_").and_then(|p| p.split('_').next()).unwrap_or(&pod).to_owned();
+        entry.namespace = of(&["io.kubernetes.cri.sandbox-namespace", "io.kubernetes.cri-o.Namespace"]);
+        entry.netns = r.network_namespace_path.clone().into();
+        entry.name = seed::vm_name(&entry.pod, &r.id);
+        entry.image = asked("image");
+        entry.vcpus = number("default_vcpus")?.ceil() as u32;
+        entry.mib = number("default_memory")?.ceil() as u64;
+        entry.instance_type = self.instance_type(&asked("machine_type"), entry.vcpus, entry.mib, number("default_gpus")? as u32)?;
+        Ok(entry)
+    }
+
+    fn instance_type(&self, asked: &str, vcpus: u32, mib: u64, gpus: u32) -> Result<String> {
+        let types = self.provider.instance_types();
+        let refuse = |cause: String| {
+            let names: Vec<&str> = types.iter().map(|t| t.name.as_str()).collect();
+            Err(Failure::new(Stage::Request, cause).code(Code::InvalidArgument).way_out(format!("allowed: {}", names.join(", "))))
+        };
+        match asked {
+            _ if types.is_empty() => Ok(String::new()),
+            "" if gpus == 0 && (vcpus == 0 || mib == 0) => Ok(String::new()),
+            "" => match best_fit(&types, vcpus, mib, gpus) {
+                Some(t) => Ok(t.name.clone()),
+                None => refuse(format!("no instance type has {vcpus} vCPUs, {mib} MiB and {gpus} GPUs")),
+            },
+            name if types.iter().any(|t| t.name == name) => Ok(name.to_owned()),
+            name => refuse(format!("instance type {name:?} is not allowed")),
+        }
+    }
+
+    /// StartVM: makes the VM and waits for its agent. A second call for a pod that runs is the first one's.
+    pub fn start(self: &Arc<Self>, sandbox: &str) -> Result<()> {
+        let pod = self.find(sandbox)?;
+        let _operation = lock(&pod.operation);
+        match pod.entry().phase {
+            Phase::Running => return Ok(()),
+            Phase::Created | Phase::Requested => {}
+            Phase::Lost | Phase::Stopping => {
+                return Err(
+                    Failure::new(Stage::Request, format!("the VM of sandbox {sandbox} is being deleted")).code(Code::FailedPrecondition)
+                );
+            }
+        }
+        let began = Instant::now();
+        let made = self.make(&pod);
+        match made {
+            Ok(()) => {
+                log::info!("{}: ready after {} ms", pod.entry().name, began.elapsed().as_millis());
+                Ok(())
+            }
+            Err(e) => {
+                let e = e.console(self.provider.last_words(sandbox));
+                log::warn!("{}: {e}", pod.entry().name);
+                self.condemn(&pod, &e.to_string());
+                Err(e)
+            }
+        }
+    }
+
+    fn make(&self, pod: &Arc<Pod>) -> Result<()> {
+        let entry = pod.entry();
+        fault("request");
+        let birth = Namespace::own()?;
+        if !entry.netns.as_os_str().is_empty() {
+            let netns = crate::net::endpoint::open(&entry.netns)?;
+            let tunnels = vxlan::reserve(&birth, &netns, self.settings.vxlan_port, self.settings.vxlan_min_id)?;
+            lock(&pod.entry).tunnels = tunnels;
+        }
+        self.advance(pod, |e| e.phase = Phase::Requested)?;
+        fault("requested");
+        let instance = self.provider.create(&self.wish(pod)?)?;
+        let address = seed::first(&instance.addresses, &entry.name)?;
+        fault("made");
+        self.advance(pod, |e| (e.instance, e.addresses) = (instance.id, instance.addresses))?;
+        fault("addressed");
+        for tunnel in &pod.entry().tunnels {
+            vxlan::connect(&birth, tunnel, address)?;
+        }
+        self.reach(pod)?;
+        self.listen(pod)?;
+        fault("reached");
+        self.advance(pod, |e| e.phase = Phase::Running)?;
+        fault("running");
+        Ok(())
+    }
+
+    fn wish(&self, pod: &Arc<Pod>) -> Result<Wish> {
+        let entry = pod.entry();
+        let networks = seed::networks(&entry)?;
+        let interface = self.settings.host_interface.clone();
+        let signed = match &self.authority {
+            Some(a) => Some((a.server(&entry.name)?, a.pem())),
+            None => None,
+        };
+        let described = entry.clone();
+        let user_data = move |near: Option<crate::net::Prefix>| {
+            let worker = match near {
+                Some(address) if interface.is_empty() => address,
+                _ => seed::worker_address(&interface)?,
+            };
+            seed::user_data(&described, &networks, worker, signed.as_ref())
+        };
+        Ok(Wish {
+            token: entry.sandbox,
+            name: entry.name,
+            vcpus: entry.vcpus,
+            mib: entry.mib,
+            instance_type: entry.instance_type,
+            image: entry.image,
+            user_data: Box::new(user_data),
+        })
+    }
+
+    /// Waits until the VM's forwarder answers.
+    fn reach(&self, pod: &Pod) -> Result<()> {
+        let entry = pod.entry();
+        let forwarder = pod.forwarder().ok_or_else(|| Failure::new(Stage::Network, "the VM has no address"))?;
+        let until = Instant::now() + self.settings.proxy_timeout;
+        let mut looked = Instant::now();
+        loop {
+            let error = match forwarder.connect() {
+                Ok(_) => return Ok(()),
+                Err(e) => e,
+            };
+            if pod.cancelled.load(Ordering::SeqCst) {
+                return Err(stopped(&entry.name));
+            }
+            if looked.elapsed() > LOOK {
+                looked = Instant::now();
+                if self.provider.list_owned().is_ok_and(|all| all.iter().all(|o| o.token != entry.sandbox)) {
+                    return Err(Failure::new(Stage::Agent, format!("{}: the VM ended before its agent answered", entry.name)));
+                }
+            }
+            if Instant::now() > until {
+                let limit = self.settings.proxy_timeout.as_secs();
+                let cause = format!("{}: no agent on {} port {} within {limit} s: {error}", entry.name, forwarder.address, forwarder.port);
+                return Err(Failure::new(Stage::Agent, cause)
+                    .way_out("see whether a firewall or security group lets that port through; PROXY_TIMEOUT is how long is waited"));
+            }
+            std::thread::sleep(AGAIN);
+        }
+    }
+
+    /// Opens the pod's agent socket.
+    fn listen(&self, pod: &Arc<Pod>) -> Result<()> {
+        let path = self.dir(&pod.entry().sandbox).join(AGENT);
+        // Taken over in one step: nobody sees the VM without its socket.
+        let new = path.with_extension("new");
+        let _ = fs::remove_file(&new);
+        let bound = UnixListener::bind(&new).and_then(|l| fs::rename(&new, &path).map(|()| Arc::new(l)));
+        let listener = bound.at(Stage::Agent, || format!("listen on {}", path.display()))?;
+        *lock(&pod.listener) = Some(listener.clone());
+        let pod = pod.clone();
+        crate::thread::start("pod-listen", move || link::serve(&listener, &pod));
+        Ok(())
+    }
+
+    /// StopVM: the VM goes, now or as soon as its provider lets it. Returns when it is gone, or after `limit`.
+    pub fn stop(self: &Arc<Self>, sandbox: &str, limit: Option<Duration>) -> Result<()> {
+        check_id(sandbox)?;
+        let Ok(pod) = self.find(sandbox) else {
+            // Nobody remembers it, so nothing else will delete it.
+            return self.provider.delete(sandbox);
+        };
+        pod.cancelled.store(true, Ordering::SeqCst);
+        fault("stop");
+        self.condemn(&pod, "");
+        let until = Instant::now() + limit.unwrap_or(STOP);
+        let mut pods = self.pods();
+        while pods.contains_key(sandbox) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                log::warn!("{}: its deletion goes on", pod.entry().name);
+                break;
+            }
+            pods = self.changed.wait_timeout(pods, left).unwrap_or_else(|p| p.into_inner()).0;
+        }
+        Ok(())
+    }
+
+    /// Writes down that the VM has to go, and has it deleted until it has.
+    fn condemn(self: &Arc<Self>, pod: &Arc<Pod>, error: &str) {
+        let written = self.change(pod, |e| {
+            e.phase = Phase::Stopping;
+            if !error.is_empty() {
+                e.error = error.to_owned();
+            }
+        });
+        if let Err(e) = written {
+            log::error!("{e}");
+        }
+        fault("stopping");
+        pod.shut(&self.dir(&pod.entry().sandbox));
+        if !pod.deleting.swap(true, Ordering::SeqCst) {
+            let (pods, pod) = (self.clone(), pod.clone());
+            crate::thread::start("pod-delete", move || pods.delete(&pod));
+        }
+    }
+
+    fn delete(&self, pod: &Arc<Pod>) {
+        let sandbox = pod.entry().sandbox;
+        let mut pause = FIRST_PAUSE;
+        let _operation = lock(&pod.operation);
+        // A start that was under way may have added to it.
+        let entry = pod.entry();
+        pod.shut(&self.dir(&sandbox));
+        while let Err(e) = self.provider.delete(&sandbox) {
+            log::error!("{}: delete: {e}; tried again in {} s", entry.name, pause.as_secs_f32());
+            let _ = self.change(pod, |entry| (entry.phase, entry.error) = (Phase::Stopping, format!("delete: {e}")));
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        fault("deleted");
+        for tunnel in &entry.tunnels {
+            if let Err(e) = vxlan::remove(tunnel) {
+                log::warn!("{}: {e}", entry.name);
+            }
+        }
+        if let Err(e) = self.journal.remove(&sandbox) {
+            log::error!("{}: {e}", self.dir(&sandbox).display());
+        }
+        self.pods().remove(&sandbox);
+        self.changed.notify_all();
+        log::info!("{}: gone", entry.name);
+    }
+
+    /// Takes over what an earlier adaptor left: pods that run go on, what was being deleted is, what nobody owns goes.
+    pub fn adopt(self: &Arc<Self>) {
+        let (entries, errors) = self.journal.read();
+        errors.iter().for_each(|e| log::error!("{e}"));
+        for entry in entries {
+            let gone = !entry.netns.as_os_str().is_empty() && !entry.netns.exists();
+            let pod = Pod::new(entry.clone(), self.caller.clone(), self.settings.forwarder_port);
+            self.pods().insert(entry.sandbox.clone(), pod.clone());
+            match entry.phase {
+                _ if gone => self.condemn(&pod, "its network namespace is gone"),
+                Phase::Stopping => self.condemn(&pod, ""),
+                Phase::Running => {
+                    if let Err(e) = self.resume(&pod) {
+                        log::error!("{}: taken over, but {e}", entry.name);
+                    }
+                }
+                Phase::Created | Phase::Requested | Phase::Lost => {}
+            }
+        }
+        self.delete_strays();
+    }
+
+    fn resume(&self, pod: &Arc<Pod>) -> Result<()> {
+        let entry = pod.entry();
+        let address = seed::first(&entry.addresses, &entry.name)?;
+        let birth = Namespace::own()?;
+        for tunnel in &entry.tunnels {
+            vxlan::connect(&birth, tunnel, address)?;
+        }
+        self.listen(pod)?;
+        log::info!("{}: taken over", entry.name);
+        Ok(())
+    }
+
+    fn delete_strays(&self) {
+        let owned = self.provider.list_owned().unwrap_or_else(|e| {
+            log::error!("list pod VMs: {e}");
+            Vec::new()
+        });
+        for stray in owned.into_iter().filter(|o| !self.pods().contains_key(&o.token)) {
+            match self.provider.delete(&stray.token).and_then(|()| self.journal.remove(&stray.token).at(Stage::Agent, || "journal")) {
+                Ok(()) => log::warn!("{}: nobody owned it; deleted", stray.id),
+                Err(e) => log::error!("{}: nobody owns it: {e}", stray.id),
+            }
+        }
+    }
+
+    /// Looks after the VMs on a thread of its own.
+    pub fn watch(self: &Arc<Self>) {
+        let pods = self.clone();
+        crate::thread::start("pods", move || {
+            let mut missing: Vec<String> = Vec::new();
+            loop {
+                std::thread::sleep(LOOK);
+                pods.look(&mut missing);
+            }
+        });
+    }
+
+    /// A VM that is missing twice is lost; one that nobody comes for goes.
+    fn look(self: &Arc<Self>, missing: &mut Vec<String>) {
+        let all: Vec<Arc<Pod>> = self.pods().values().cloned().collect();
+        let Ok(owned) = self.provider.list_owned() else { return };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let mut absent = Vec::new();
+        for pod in all {
+            let entry = pod.entry();
+            let there = owned.iter().any(|o| o.token == entry.sandbox);
+            match entry.phase {
+                Phase::Running if !there && missing.contains(&entry.sandbox) => self.lose(&pod),
+                Phase::Running if !there => absent.push(entry.sandbox),
+                Phase::Created | Phase::Requested if now.saturating_sub(entry.since) > ORPHAN && pod.operation.try_lock().is_ok() => {
+                    self.condemn(&pod, "nobody came for it");
+                }
+                _ => {}
+            }
+        }
+        *missing = absent;
+    }
+
+    fn lose(&self, pod: &Arc<Pod>) {
+        let sandbox = pod.entry().sandbox;
+        let words = self.provider.last_words(&sandbox);
+        let why = words.last().map_or_else(|| "the provider has no such VM any more".to_owned(), |w| format!("its last words: {w}"));
+        log::error!("{}: lost: {why}", pod.entry().name);
+        if let Err(e) = fs::write(self.dir(&sandbox).join(REASON), &why) {
+            log::warn!("{e}");
+        }
+        if let Err(e) = self.change(pod, |e| (e.phase, e.error) = (Phase::Lost, why)) {
+            log::error!("{e}");
+        }
+        pod.shut(&self.dir(&sandbox));
+    }
+
+    /// The id of the VM of a pod by its name; waits for one for at most `limit`.
+    pub fn instance(&self, pod: &str, namespace: &str, limit: Duration) -> Option<String> {
+        let until = Instant::now() + limit;
+        let mut pods = self.pods();
+        loop {
+            let is = |e: &Entry| e.pod == pod && e.namespace == namespace && !e.instance.is_empty();
+            if let Some(entry) = pods.values().map(|p| p.entry()).find(is) {
+                return Some(entry.instance);
+            }
+            let left = until.checked_duration_since(Instant::now())?;
+            pods = self.changed.wait_timeout(pods, left).unwrap_or_else(|p| p.into_inner()).0;
+        }
+    }
+}
+
+fn stopped(name: &str) -> Failure {
+    Failure::new(Stage::Agent, format!("{name}: stopped while it was started")).code(Code::Cancelled)
+}
+
+/// A sandbox's id becomes the name of a directory.
+fn check_id(id: &str) -> Result<()> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    if id.is_empty() || id.len() > 128 || id.starts_with('.') || !id.chars().all(plain) {
+        return Err(Failure::new(Stage::Request, format!("{id:?} is no sandbox id")).code(Code::InvalidArgument));
+    }
+    Ok(())
+}

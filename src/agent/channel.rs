@@ -29,6 +29,8 @@ pub const STDIO: u32 = 1027;
 
 /// TCP to the guest's loopback.
 pub const FORWARD: u32 = 1028;
+/// Whole directories.
+pub const TREES: u32 = 1029;
 
 /// virtio-serial port for ttrpc alone.
 const AGENT_PORT: &str = "osc.agent";
@@ -128,6 +130,7 @@ impl Channel {
             LOGS => copy_logs(stream),
             STDIO => self.guest.streams.put(number, stream),
             FORWARD => super::forward::serve(stream),
+            TREES => super::trees::serve(stream),
             DEBUG_CONSOLE => {
                 let _ = stream.write_all(b"this guest's image holds no shell: use an exec in a container\r\n");
             }
@@ -140,7 +143,7 @@ impl Channel {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         use std::os::fd::AsFd;
         self.guest.modules.need("vmw_vsock_virtio_transport").map_err(io::Error::other)?;
-        let ports = [AGENT, LOGS, DEBUG_CONSOLE, STDIO, FORWARD];
+        let ports = [AGENT, LOGS, DEBUG_CONSOLE, STDIO, FORWARD, TREES];
         let listeners = ports.map(listen_vsock).into_iter().collect::<io::Result<Vec<OwnedFd>>>()?;
         loop {
             let mut fds: Vec<PollFd> = listeners.iter().map(|l| PollFd::new(l.as_fd(), PollFlags::POLLIN)).collect();

@@ -17,6 +17,7 @@ pub mod storage;
 pub mod streams;
 #[cfg(test)]
 pub(crate) use crate::testing;
+pub mod trees;
 pub mod uevent;
 
 use std::convert::Infallible;

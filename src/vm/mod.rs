@@ -24,6 +24,8 @@ pub mod port {
     pub const STDIO: u32 = 1027;
     /// TCP to the guest's loopback (not Kata's).
     pub const FORWARD: u32 = 1028;
+    /// Whole directories, for a guest without a share.
+    pub const TREES: u32 = 1029;
 }
 
 /// QEMU's user-mode network as the guest has to be configured for it (QEMU's documented defaults).

@@ -83,11 +83,14 @@ fn copy(path: &Path, r: &CopyFileRequest) -> io::Result<()> {
             finish(path, r)
         }
         libc::S_IFLNK => {
-            if fs::symlink_metadata(path).is_ok_and(|m| !m.is_dir()) {
-                fs::remove_file(path)?;
-            }
-            symlink(OsStr::from_bytes(&r.data), path)?;
-            lchown(path, owner(r.uid), owner(r.gid))
+            // Replaced in one step: whoever reads through it sees the old or the new, as with the kubelet's own.
+            let mut part = path.as_os_str().to_owned();
+            part.push(".osc-part");
+            let part = Path::new(&part);
+            let _ = fs::remove_file(part);
+            symlink(OsStr::from_bytes(&r.data), part)?;
+            lchown(part, owner(r.uid), owner(r.gid))?;
+            fs::rename(part, path)
         }
         _ => copy_chunk(path, r),
     }

@@ -12,6 +12,7 @@ mod config;
 mod layer;
 mod layout;
 mod member;
+mod pack;
 mod pax;
 mod tree;
 pub mod user;
@@ -24,6 +25,7 @@ use std::io;
 pub use config::{ImageConfig, ProcessDefaults};
 pub use layer::Layer;
 pub use layout::Image;
+pub use pack::pack;
 pub use tree::Tree;
 
 use crate::error::{Failure, Stage};

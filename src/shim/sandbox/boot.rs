@@ -7,10 +7,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::NewSandbox;
 use super::agent::{Agent, failed};
+use super::files::Files;
 use super::network;
 use super::record::{Record, Thing};
 use super::volume::GUEST_SHM;
-use crate::config::{Config, HugepageType, NetworkModel};
+use crate::config::{Config, HugepageType, Hypervisor, NetworkModel};
 use crate::error::{At, Failure, Result, Stage};
 use crate::fs::image::{self, GuestImage};
 use crate::fs::share::{GUEST_ROOT, Share, TAG};
@@ -28,9 +29,11 @@ const SEED: usize = 32;
 
 /// What a boot leaves standing.
 pub(super) struct Booted {
-    pub image: GuestImage,
-    pub share: Share,
-    pub daemon: Arc<Virtiofsd>,
+    /// Of a VM on this host.
+    pub image: Option<GuestImage>,
+    pub files: Files,
+    /// Where there is a share.
+    pub daemon: Option<Arc<Virtiofsd>>,
     pub vm: Arc<dyn Vm>,
     pub agent: Arc<Agent>,
     pub network: Option<network::Live>,
@@ -48,6 +51,9 @@ impl Ledger for Record {
 }
 
 pub(super) fn boot(new: &mut NewSandbox, record: &Record, progress: &Progress) -> Result<Booted> {
+    if new.config.hypervisor == Hypervisor::Remote {
+        return super::elsewhere::boot(new, record, progress);
+    }
     progress.stage("guest image");
     let image = guest_image(new, &|what| progress.tell(what))?;
 
@@ -101,7 +107,7 @@ pub(super) fn boot(new: &mut NewSandbox, record: &Record, progress: &Progress) -
     }
 
     progress.stage("sandbox");
-    let made = seed(&agent).and_then(|()| create_in_guest(new, &agent)).and_then(|()| match &network {
+    let made = seed(&agent).and_then(|()| create_in_guest(new, &agent, true)).and_then(|()| match &network {
         Some(network) => network.configure(&agent),
         None if user_net => user_network(&agent),
         None => Ok(()),
@@ -115,7 +121,7 @@ pub(super) fn boot(new: &mut NewSandbox, record: &Record, progress: &Progress) -
     if first.set(Failure::new(Stage::Share, "booted")).is_err() {
         return Err(first.get().cloned().unwrap_or_else(|| Failure::new(Stage::Share, "virtiofsd died")));
     }
-    Ok(Booted { image, share, daemon, vm, agent, network })
+    Ok(Booted { image: Some(image), files: Files::Shared(share), daemon: Some(daemon), vm, agent, network })
 }
 
 /// This process's OOM score while it forks: children are born with it. Dropped, it is as before.
@@ -319,7 +325,7 @@ fn boot_failure(vm: &dyn Vm, status: &Status, limit: Duration) -> Failure {
 }
 
 /// The host's entropy and clock: a guest has neither of its own, and one restored from a template has another pod's.
-fn seed(agent: &Agent) -> Result<(), Status> {
+pub(super) fn seed(agent: &Agent) -> Result<(), Status> {
     let mut data = vec![0; SEED];
     let read = std::fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut data));
     read.map_err(|e| Status::new(Code::Internal, format!("/dev/urandom: {e}")))?;
@@ -328,7 +334,7 @@ fn seed(agent: &Agent) -> Result<(), Status> {
     agent.tell("SetGuestDateTime", &wire::SetGuestDateTimeRequest { sec: now.as_secs() as i64, usec: i64::from(now.subsec_micros()) })
 }
 
-fn create_in_guest(new: &NewSandbox, agent: &Agent) -> Result<(), Status> {
+pub(super) fn create_in_guest(new: &NewSandbox, agent: &Agent, shared: bool) -> Result<(), Status> {
     let share = wire::Storage {
         driver: "virtio-fs".into(),
         source: TAG.into(),
@@ -349,7 +355,7 @@ fn create_in_guest(new: &NewSandbox, agent: &Agent) -> Result<(), Status> {
         &wire::CreateSandboxRequest {
             hostname: new.hostname.clone(),
             dns: new.dns.clone(),
-            storages: vec![share, shm],
+            storages: if shared { vec![share, shm] } else { vec![shm] },
             sandbox_id: new.id.clone(),
             guest_hook_path: new.config.guest_hook_path.clone().unwrap_or_default(),
             kernel_modules: new.config.kernel_modules.iter().filter_map(|m| kernel_module(m)).collect(),

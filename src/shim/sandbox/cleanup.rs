@@ -89,6 +89,7 @@ fn undo_one(thing: &Thing) -> io::Result<()> {
         Thing::Cgroup { path } => super::cgroup::remove(path),
         Thing::Public { netns, name } => super::network::public::undo(netns, name).map_err(io::Error::other),
         Thing::Rules { netns, id, table } => remove_rules(netns, *id, table).map_err(io::Error::other),
+        Thing::PodVm { socket, sandbox } => crate::vm::remote::forget(socket, sandbox).map_err(io::Error::other),
         Thing::Endpoint { tie } => crate::net::endpoint::untie(tie).map_err(io::Error::other),
     }
 }

@@ -200,7 +200,7 @@ impl Container {
             sandbox.sizing.release(&id, sandbox.vm.as_ref(), &sandbox.agent);
             e
         };
-        let mut placed = volume::place(&id, &bundle, rootfs, &mut spec, &sandbox.share, &sandbox.record).map_err(unsize)?;
+        let mut placed = volume::place(&id, &bundle, rootfs, &mut spec, &sandbox.files, &sandbox.record).map_err(unsize)?;
         let state = HookState { id: &id, status: "creating", pid: std::process::id() as i32, bundle: &bundle };
         let made = hooks::before_create(&hooks, &state).and_then(|()| sandbox.hold_volumes(&placed.pod_storages)).and_then(|()| {
             let request = wire::CreateContainerRequest {
@@ -230,7 +230,7 @@ impl Container {
                 Ok(container)
             }
             Err(e) => {
-                for error in volume::remove(placed, &sandbox.share, &sandbox.record) {
+                for error in volume::remove(placed, &sandbox.files, &sandbox.record) {
                     log::warn!("{error}");
                 }
                 hooks::after_stop(&hooks, &HookState { status: "stopped", ..state });
@@ -472,7 +472,7 @@ impl Container {
             sandbox.sizing.release(&self.id, sandbox.vm.as_ref(), &sandbox.agent);
         }
         self.init.drain(None);
-        for error in volume::remove(placed, &sandbox.share, &sandbox.record) {
+        for error in volume::remove(placed, &sandbox.files, &sandbox.record) {
             log::warn!("{error}");
         }
         hooks::after_stop(&self.hooks, &self.hook_state("stopped"));

@@ -9,6 +9,8 @@ mod boot;
 pub mod cgroup;
 pub mod cleanup;
 pub mod container;
+mod elsewhere;
+pub mod files;
 pub mod hooks;
 pub mod io;
 pub mod network;
@@ -26,13 +28,13 @@ use std::time::{Duration, SystemTime};
 use agent::Agent;
 pub use boot::{dry_run, host_memory_mib};
 pub use container::{Container, Event, Exit, LOST, NewContainer, Process, State};
+use files::Files;
 use record::{Claim, Record};
 
 use super::progress::Progress;
 use crate::config::Config;
 use crate::error::{At, Failure, Result, Stage};
 use crate::fs::image::GuestImage;
-use crate::fs::share::Share;
 use crate::fs::virtiofsd::Virtiofsd;
 use crate::rpc::Code;
 use crate::rpc::wire::agent as wire;
@@ -59,6 +61,8 @@ pub struct NewSandbox {
     pub netns: Option<PathBuf>,
     /// A namespace of its own with a way out to the internet, and to these ranges besides (`osc run --network public`).
     pub public: Option<Vec<crate::net::Prefix>>,
+    /// The specification's: the pod's name and namespace among them.
+    pub annotations: BTreeMap<String, String>,
     /// Where the pod's processes are accounted on the host.
     pub cgroup: cgroup::Wish,
     /// `oom_score_adj` of QEMU and virtiofsd.
@@ -72,8 +76,9 @@ pub type Observer = Box<dyn Fn(&Event) + Send + Sync>;
 pub struct Sandbox {
     pub id: String,
     pub config: Config,
-    pub image: GuestImage,
-    share: Share,
+    /// Of a VM on this host.
+    pub image: Option<GuestImage>,
+    files: Files,
     vm: Arc<dyn Vm>,
     agent: Arc<Agent>,
     record: Record,
@@ -163,13 +168,15 @@ impl Sandbox {
     fn boot(mut new: NewSandbox, record: Record, cgroups: cgroup::Placed, progress: &Progress) -> Result<Arc<Sandbox>> {
         let base = Size { vcpus: new.config.default_vcpus, mib: new.config.default_memory };
         let most = most(&new.config, new.size);
-        let sizing = size::Sizing::new(base, new.size, most.vcpus, !new.config.static_sandbox_resource_mgmt);
         let booted = boot::boot(&mut new, &record, progress).inspect_err(|_| cgroups.leave())?;
+        let caps = booted.vm.caps();
+        let grows = !new.config.static_sandbox_resource_mgmt && (caps.hotplug_cpu || caps.hotplug_memory);
+        let sizing = size::Sizing::new(base, new.size, most.vcpus, grows);
         let sandbox = Arc::new(Sandbox {
             id: new.id,
             config: new.config,
             image: booted.image,
-            share: booted.share,
+            files: booted.files,
             vm: booted.vm,
             agent: booted.agent,
             record,
@@ -374,7 +381,7 @@ impl Sandbox {
     }
 
     /// Two watchers: the VM and the share's daemon. Whichever dies first is the reason.
-    fn watch(self: &Arc<Sandbox>, daemon: Arc<Virtiofsd>) {
+    fn watch(self: &Arc<Sandbox>, daemon: Option<Arc<Virtiofsd>>) {
         let (weak, vm) = (Arc::downgrade(self), self.vm.clone());
         crate::thread::start("watch-vm", move || {
             let exit = vm.wait();
@@ -382,6 +389,7 @@ impl Sandbox {
                 sandbox.lost(Failure::new(Stage::Qemu, exit.reason).console(sandbox.vm.console_tail(CONSOLE_LINES)));
             }
         });
+        let Some(daemon) = daemon else { return };
         let weak = Arc::downgrade(self);
         crate::thread::start("watch-virtiofsd", move || {
             let end = daemon.wait();

@@ -39,6 +39,8 @@ pub enum Thing {
     Public { netns: PathBuf, name: String },
     /// A table of nftables in the pod's namespace.
     Rules { netns: PathBuf, id: crate::net::namespace::Id, table: String },
+    /// A pod VM: whoever serves at `socket` deletes it.
+    PodVm { socket: PathBuf, sandbox: String },
     /// An interface of the pod's namespace that is tied to a tap.
     Endpoint { tie: crate::net::endpoint::Tie },
 }

@@ -8,14 +8,16 @@
 //! | `/dev/shm` bound from the host | the sandbox's own tmpfs, shared by its containers |
 //! | bound from below /dev, /proc or /sys | the guest's own node of that name |
 //! | an emptyDir in memory (`medium: Memory`) | a tmpfs of the pod in the guest's memory, of the same size |
-//! | any other bind | the host's file or directory through the share |
+//! | an emptyDir, where the guest sees no files of the host | a directory of the pod in the guest |
+//! | any other bind | the host's file or directory through the share, or a copy of it ([`Files`]) |
 
 use std::path::{Path, PathBuf};
 
+use super::files::Files;
 use super::record::{Record, Thing};
 use crate::error::{At, Failure, Result, Stage};
 use crate::fs::mount;
-use crate::fs::share::{self, GUEST_ROOT, Share};
+use crate::fs::share::{self, GUEST_ROOT};
 use crate::rpc::Code;
 use crate::rpc::wire::agent::Storage;
 use crate::rpc::wire::oci::{Mount, Root, Spec};
@@ -49,23 +51,23 @@ pub struct Placed {
 
 /// Rewrites `spec` from the host's paths to the guest's and binds what it names into the share. On an error, what was
 /// bound is taken out again. A relative source is one of the bundle's.
-pub fn place(id: &str, bundle: &Path, rootfs: Rootfs, spec: &mut Spec, share: &Share, record: &Record) -> Result<Placed> {
+pub fn place(id: &str, bundle: &Path, rootfs: Rootfs, spec: &mut Spec, files: &Files, record: &Record) -> Result<Placed> {
     let mut placed = Placed::default();
     let r = mount_root(rootfs, &mut placed, record)
-        .and_then(|rootfs| place_root(id, &rootfs, spec, share, &mut placed))
-        .and_then(|()| spec.mounts.iter_mut().try_for_each(|m| place_mount(id, bundle, m, share, &mut placed)));
+        .and_then(|rootfs| place_root(id, &rootfs, spec, files, &mut placed))
+        .and_then(|()| spec.mounts.iter_mut().try_for_each(|m| place_mount(id, bundle, m, files, &mut placed)));
     match r {
         Ok(()) => Ok(placed),
         Err(e) => {
-            remove(placed, share, record);
+            remove(placed, files, record);
             Err(e)
         }
     }
 }
 
 /// Takes what a container added out of the share and unmounts its root; answers what went wrong.
-pub fn remove(placed: Placed, share: &Share, record: &Record) -> Vec<String> {
-    let gone = |name: &String| share.unbind(name).err().map(|e| format!("share: take away {name}: {e}"));
+pub fn remove(placed: Placed, files: &Files, record: &Record) -> Vec<String> {
+    let gone = |name: &String| files.unbind(name).err().map(|e| format!("share: take away {name}: {e}"));
     let mut errors: Vec<String> = placed.names.iter().rev().filter_map(gone).collect();
     if let Some(path) = placed.mounted {
         let undone = mount::below(&path).and_then(|points| points.iter().try_for_each(|p| mount::detach(p)));
@@ -91,17 +93,17 @@ fn mount_root(rootfs: Rootfs, placed: &mut Placed, record: &Record) -> Result<Ro
     Ok(Rootfs::Dir(target))
 }
 
-fn place_root(id: &str, rootfs: &Rootfs, spec: &mut Spec, share: &Share, placed: &mut Placed) -> Result<()> {
+fn place_root(id: &str, rootfs: &Rootfs, spec: &mut Spec, files: &Files, placed: &mut Placed) -> Result<()> {
     let name = format!("{id}/rootfs");
     let readonly = spec.root.as_ref().is_some_and(|r| r.readonly);
     let path = match rootfs {
         Rootfs::Dir(dir) => {
-            bind(share, dir, &name, true, false, "root file system")?;
+            root(files, dir, &name, true, false)?;
             format!("{GUEST_ROOT}/{name}")
         }
         Rootfs::Overlay(dir) => {
             // Not recursive: the host's /proc, /sys and other mounts are no part of a root that is only read.
-            bind(share, dir, &name, false, true, "root file system")?;
+            root(files, dir, &name, false, true)?;
             let (scratch, merged) = (format!("/run/kata-containers/{id}/scratch"), format!("/run/kata-containers/{id}/rootfs"));
             placed.storages.push(Storage {
                 driver: "overlayfs".into(),
@@ -126,7 +128,7 @@ fn place_root(id: &str, rootfs: &Rootfs, spec: &mut Spec, share: &Share, placed:
     Ok(())
 }
 
-fn place_mount(id: &str, bundle: &Path, mount: &mut Mount, share: &Share, placed: &mut Placed) -> Result<()> {
+fn place_mount(id: &str, bundle: &Path, mount: &mut Mount, files: &Files, placed: &mut Placed) -> Result<()> {
     let is = |option: &str| mount.options.iter().any(|o| o == option);
     if mount.r#type != "bind" && !is("bind") && !is("rbind") {
         return Ok(());
@@ -144,10 +146,15 @@ fn place_mount(id: &str, bundle: &Path, mount: &mut Mount, share: &Share, placed
         placed.pod_storages.push(storage);
         return Ok(());
     }
+    if let Some(storage) = files.copied().then(|| local_volume(source)).flatten() {
+        mount.source = storage.mount_point.clone();
+        placed.pod_storages.push(storage);
+        return Ok(());
+    }
     let name = share::volume_name(id, Path::new(&mount.destination))
         .map_err(|e| Failure::new(Stage::Share, format!("name for volume {}: {e}", mount.destination)))?;
     let read_only = is("ro") || is("rro");
-    bind(share, source, &name, !is("bind") || is("rbind"), read_only, &format!("volume {}", mount.destination))?;
+    bind(files, source, &name, !is("bind") || is("rbind"), read_only, &format!("volume {}", mount.destination))?;
     mount.source = format!("{GUEST_ROOT}/{name}");
     placed.names.push(name);
     Ok(())
@@ -156,13 +163,36 @@ fn place_mount(id: &str, bundle: &Path, mount: &mut Mount, share: &Share, placed
 /// Where volumes in the guest's memory are mounted, by their name.
 const GUEST_MEMORY_VOLUMES: &str = "/run/kata-containers/sandbox/ephemeral";
 
+/// Where volumes on the guest's own disk are, by their name.
+const GUEST_LOCAL_VOLUMES: &str = "/run/kata-containers/sandbox/storage";
+
+fn is_empty_dir(source: &Path) -> bool {
+    source.parent().and_then(Path::file_name).is_some_and(|k| k == "kubernetes.io~empty-dir")
+}
+
+/// The kubelet's emptyDir of a pod that is elsewhere.
+fn local_volume(source: &Path) -> Option<Storage> {
+    use std::os::unix::fs::MetadataExt;
+    if !is_empty_dir(source) {
+        return None;
+    }
+    let (name, owner) = (source.file_name()?.to_string_lossy().into_owned(), std::fs::metadata(source).ok()?);
+    Some(Storage {
+        driver: "local".into(),
+        source: "local".into(),
+        fstype: "local".into(),
+        options: vec![format!("mode={:o}", owner.mode() & 0o7777)],
+        mount_point: format!("{GUEST_LOCAL_VOLUMES}/{name}"),
+        ..Default::default()
+    })
+}
+
 /// The kubelet's emptyDir on a tmpfs: on the host it is memory of the node, in the guest of the pod. Its size, owner and
 /// mode are the kubelet's.
 fn memory_volume(source: &Path) -> Option<Storage> {
     use std::os::unix::fs::MetadataExt;
     const TMPFS_MAGIC: i64 = 0x0102_1994;
-    let kind = source.parent().and_then(Path::file_name);
-    if kind.is_none_or(|k| k != "kubernetes.io~empty-dir") || rustix::fs::statfs(source).ok()?.f_type as i64 != TMPFS_MAGIC {
+    if !is_empty_dir(source) || rustix::fs::statfs(source).ok()?.f_type as i64 != TMPFS_MAGIC {
         return None;
     }
     let (space, owner) = (rustix::fs::statvfs(source).ok()?, std::fs::metadata(source).ok()?);
@@ -182,20 +212,27 @@ fn memory_volume(source: &Path) -> Option<Storage> {
     })
 }
 
-fn bind(share: &Share, source: &Path, name: &str, recursive: bool, read_only: bool, what: &str) -> Result<()> {
-    share.bind(source, name, recursive, read_only).map(drop).map_err(|e| {
-        let failure = Failure::new(Stage::Share, format!("{what}: {}: {e}", source.display()));
-        if e.kind() == std::io::ErrorKind::NotFound {
-            failure.code(Code::InvalidArgument).way_out("make it before the container, or name another source")
-        } else {
-            failure
-        }
-    })
+fn root(files: &Files, dir: &Path, name: &str, recursive: bool, read_only: bool) -> Result<()> {
+    files.root(dir, name, recursive, read_only).map_err(|e| unbound("root file system", dir, &e))
+}
+
+fn bind(files: &Files, source: &Path, name: &str, recursive: bool, read_only: bool, what: &str) -> Result<()> {
+    files.bind(source, name, recursive, read_only).map_err(|e| unbound(what, source, &e))
+}
+
+fn unbound(what: &str, source: &Path, e: &std::io::Error) -> Failure {
+    let failure = Failure::new(Stage::Share, format!("{what}: {}: {e}", source.display()));
+    if e.kind() == std::io::ErrorKind::NotFound {
+        failure.code(Code::InvalidArgument).way_out("make it before the container, or name another source")
+    } else {
+        failure
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs::share::Share;
 
     fn mount(kind: &str, source: &str, destination: &str, options: &[&str]) -> Mount {
         Mount {
@@ -209,7 +246,7 @@ mod tests {
 
     #[test]
     fn mounts_that_need_no_share_are_decided_without_one() {
-        let share = Share::of("no-such-sandbox");
+        let files = Files::Shared(Share::of("no-such-sandbox"));
         for (given, expected) in [
             (mount("proc", "proc", "/proc", &[]), "proc"),
             (mount("bind", "/run/containerd/shm", "/dev/shm", &["rbind"]), GUEST_SHM),
@@ -217,7 +254,7 @@ mod tests {
             (mount("tmpfs", "tmpfs", "/tmp", &["size=1m"]), "tmpfs"),
         ] {
             let (mut m, mut placed) = (given, Placed::default());
-            place_mount("c1", Path::new("/bundle"), &mut m, &share, &mut placed).unwrap();
+            place_mount("c1", Path::new("/bundle"), &mut m, &files, &mut placed).unwrap();
             assert_eq!(m.source, expected);
             assert!(placed.names.is_empty());
         }
@@ -227,8 +264,8 @@ mod tests {
     fn a_missing_source_is_named() {
         for (source, told) in [("/no/such/dir", "/no/such/dir"), ("data", "/no/such/bundle/data")] {
             let mut m = mount("bind", source, "/data", &["rbind", "ro"]);
-            let (bundle, share) = (Path::new("/no/such/bundle"), Share::of("no-such-sandbox"));
-            let e = place_mount("c1", bundle, &mut m, &share, &mut Placed::default()).unwrap_err();
+            let (bundle, files) = (Path::new("/no/such/bundle"), Files::Shared(Share::of("no-such-sandbox")));
+            let e = place_mount("c1", bundle, &mut m, &files, &mut Placed::default()).unwrap_err();
             assert_eq!((e.stage, e.code), (Stage::Share, Code::InvalidArgument));
             assert!(e.cause.contains(&format!("volume /data: {told}: ")), "{e}");
         }

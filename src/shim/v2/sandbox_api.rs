@@ -120,8 +120,10 @@ impl SandboxApi {
         let at = |t: Option<SystemTime>| -> Option<Timestamp> { t.map(timestamp) };
         let mut info = BTreeMap::new();
         if let (true, Ok(sandbox)) = (r.verbose, self.sandbox(&r.sandbox_id)) {
-            info.insert("kernel".to_owned(), sandbox.image.kernel.display().to_string());
-            info.insert("initrd".to_owned(), sandbox.image.initrd.display().to_string());
+            if let Some(image) = &sandbox.image {
+                info.insert("kernel".to_owned(), image.kernel.display().to_string());
+                info.insert("initrd".to_owned(), image.initrd.display().to_string());
+            }
         }
         Ok(wire::SandboxStatusResponse {
             sandbox_id: r.sandbox_id,

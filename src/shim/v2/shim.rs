@@ -125,6 +125,7 @@ impl Shim {
             devices: Vec::new(),
             netns: Some(netns),
             public: None,
+            annotations: spec.annotations.clone(),
             cgroup: cgroup::Wish {
                 path: spec.linux.as_ref().map(|l| l.cgroups_path.clone()).unwrap_or_default(),
                 only: config.sandbox_cgroup_only,

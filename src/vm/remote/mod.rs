@@ -156,6 +156,15 @@ fn ask<Resp: Message + Default>(socket: &Path, method: &str, request: &impl Mess
     }
 }
 
+/// Has the VM of a sandbox deleted whose shim is gone. An adaptor that is not there is not waited for: the next sweep asks again.
+pub fn forget(socket: &Path, id: &str) -> Result<()> {
+    const LIMIT: Duration = Duration::from_secs(5);
+    let absent = || UnixStream::connect(socket).map(drop);
+    absent().at(Stage::Agent, || format!("the adaptor at {}", socket.display()))?;
+    let request = StopVmRequest { id: id.into() };
+    ask::<wire::StopVmResponse>(socket, "StopVM", &request, LIMIT).map(drop).map_err(|s| told("StopVM", s))
+}
+
 fn stop(socket: &Path, id: &str) -> Result<wire::StopVmResponse, Status> {
     ask(socket, "StopVM", &StopVmRequest { id: id.into() }, STOP)
 }

@@ -5,15 +5,23 @@ mod common;
 mod netns;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::Rootfs;
+use common::player::{Player, delete, dial, mkfifo, reader, spec, task, until_gone, wait};
 use osc::rpc::Client;
 use osc::rpc::wire::agent::{self, AgentDetails, CheckRequest, GuestDetailsRequest, GuestDetailsResponse, HealthCheckResponse};
+use osc::rpc::wire::google::Empty;
+use osc::rpc::wire::options::Options;
+use osc::rpc::wire::task as wire;
 use osc::vm::remote::{Plan, Remote};
 use osc::vm::{Vm, port};
+use prost::Message;
+use serde_json::json;
 
 /// An adaptor with a directory of its own; ended, and everything of its pods with it, when dropped.
 struct Adaptor {
@@ -130,5 +138,93 @@ fn a_pod_vm_is_made_reached_survives_its_adaptor_and_goes() {
     assert!(vm.ended().unwrap().orderly);
     assert!(!adaptor.dir.path().join(format!("pods/{id}")).exists(), "{}", adaptor.log());
     assert!(pod.pod.links().iter().all(|l| !l.starts_with("vxlan")), "{:?}", pod.pod.links());
+    adaptor.kill();
+}
+
+/// A volume as the kubelet's atomic writer leaves it: `..data` names the current version.
+fn publish(dir: &std::path::Path, version: &str, value: &str) {
+    use std::os::unix::fs::symlink;
+    fs::create_dir_all(dir.join(version)).unwrap();
+    fs::write(dir.join(version).join("key"), value).unwrap();
+    if !dir.join("key").is_symlink() {
+        symlink("..data/key", dir.join("key")).unwrap();
+    }
+    symlink(version, dir.join("..data_tmp")).unwrap();
+    fs::rename(dir.join("..data_tmp"), dir.join("..data")).unwrap();
+}
+
+const APP: &str = r#"
+    cat /secret/key
+    echo kept > /scratch/file; stat -c %a /scratch
+    ip -4 addr show dev eth0 | grep -o "10.88.0.2/24"
+    until nc -w 5 10.88.0.1 7000 < /dev/null; do sleep 0.1; done
+    until grep -q two /secret/key; do sleep 0.1; done
+    cat /secret/key
+    echo the end > /dev/termination-log
+    exit 7
+"#;
+
+#[test]
+fn a_container_in_a_pod_vm_has_its_files_and_its_network() {
+    if !common::can_run_vms("a_container_in_a_pod_vm") || !netns::can_make_namespaces("a_container_in_a_pod_vm") {
+        return;
+    }
+    let mut adaptor = Adaptor::start(&[]);
+    let (player, root, net) = (Player::new(), Rootfs::new(), netns::Pod::new());
+    let id = common::name("remote");
+    let config = player.path("configuration.toml");
+    let socket = adaptor.socket();
+    fs::write(&config, format!("[hypervisor.remote]\nremote_hypervisor_socket = \"{}\"\n", socket.display())).unwrap();
+    let kubelet = player.path("pods/uid");
+    let (secret, scratch) = (kubelet.join("volumes/kubernetes.io~secret/s"), kubelet.join("volumes/kubernetes.io~empty-dir/e"));
+    let last = kubelet.join("containers/app/0123");
+    publish(&secret, "..one", "one\n");
+    fs::create_dir_all(&scratch).unwrap();
+    fs::create_dir_all(last.parent().unwrap()).unwrap();
+    fs::write(&last, "").unwrap();
+
+    let annotations =
+        json!({"io.kubernetes.cri-o.ContainerType": "sandbox", "io.kubernetes.cri-o.SandboxID": id, "io.kubernetes.cri-o.KubeName": "web"});
+    let mut spec = spec(root.path(), &["sh", "-c", APP], Some(&net.pod.path()), annotations);
+    for (source, destination) in [(&secret, "/secret"), (&scratch, "/scratch"), (&last, "/dev/termination-log")] {
+        let mount = json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind", "rprivate", "rw"]});
+        spec["mounts"].as_array_mut().unwrap().push(mount);
+    }
+    spec["linux"]["resources"] = json!({"memory": {"limit": 64 << 20}, "cpu": {"quota": 50_000, "period": 100_000}});
+    let bundle = player.bundle(&id, &spec);
+    let log = reader(bundle.path.join("log"));
+    let address = player.start_as_crio(&bundle).stdout;
+    let client = dial(&address);
+    let stdout = player.path("out");
+    mkfifo(&stdout);
+    let out = reader(stdout.clone());
+    let options = Options { config_path: config.display().to_string(), ..Default::default() };
+    let options = osc::rpc::wire::google::Any { type_url: "runtimeoptions.v1.Options".into(), value: options.encode_to_vec() };
+    let create = wire::CreateTaskRequest {
+        id: id.clone(),
+        bundle: bundle.path.display().to_string(),
+        stdout: stdout.display().to_string(),
+        options: Some(options),
+        ..Default::default()
+    };
+    let created: wire::CreateTaskResponse = task(&client, "Create", create).unwrap_or_else(|e| panic!("{e}\n{}", adaptor.log()));
+    let ended = wait(&address, &id);
+    let _: wire::StartResponse = task(&client, "Start", wire::StartRequest { id: id.clone(), exec_id: String::new() }).unwrap();
+    let mut server = net.peer.spawn("sh -c 'echo reached | busybox nc -l -p 7000'");
+    publish(&secret, "..two", "two\n");
+    assert_eq!(ended.join().unwrap().unwrap().exit_status, 7);
+    assert_eq!(out.join().unwrap(), "one\n755\n10.88.0.2/24\nreached\ntwo\n");
+    let _ = server.kill();
+    server.wait().unwrap();
+    common::until("the termination message", || fs::read_to_string(&last).ok().filter(|t| t == "the end\n"));
+    assert!(!scratch.join("file").exists());
+
+    delete(&client, &id).unwrap();
+    let _: Empty = task(&client, "Shutdown", wire::ShutdownRequest { id: id.clone(), now: false }).unwrap();
+    until_gone(created.pid);
+    let log = log.join().unwrap();
+    assert!(!log.contains("level=error"), "{log}");
+    common::assert_clean(&id);
+    assert!(!adaptor.dir.path().join(format!("pods/{id}")).exists(), "{}", adaptor.log());
     adaptor.kill();
 }

@@ -157,7 +157,7 @@ const APP: &str = r#"
     cat /secret/key
     echo kept > /scratch/file; stat -c %a /scratch
     ip -4 addr show dev eth0 | grep -o "10.88.0.2/24"
-    until nc -w 5 10.88.0.1 7000 < /dev/null; do sleep 0.1; done
+    until echo | nc -w 5 10.88.0.1 7000; do sleep 0.1; done
     until grep -q two /secret/key; do sleep 0.1; done
     cat /secret/key
     echo the end > /dev/termination-log

@@ -431,7 +431,7 @@ impl Pods {
         }
         fault("deleted");
         for tunnel in &entry.tunnels {
-            if let Err(e) = vxlan::remove(tunnel) {
+            if let Err(e) = Namespace::own().and_then(|birth| vxlan::remove(&birth, tunnel)) {
                 log::warn!("{}: {e}", entry.name);
             }
         }

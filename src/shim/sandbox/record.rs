@@ -223,11 +223,11 @@ pub fn read(dir: &Path) -> io::Result<Story> {
     Ok(Story { lines })
 }
 
-/// Held while a directory comes to be, and while locks are looked at.
+/// Held while a directory comes to be, and while locks are looked at: a lock on the root of all states itself.
 fn gate() -> io::Result<File> {
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(Path::new(STATE_ROOT).join(".gate"))?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
-    Ok(file)
+    let root = File::open(STATE_ROOT)?;
+    rustix::fs::flock(&root, rustix::fs::FlockOperation::LockExclusive)?;
+    Ok(root)
 }
 
 /// Takes the lock of `dir`, or `None` while its owner lives.

@@ -166,7 +166,7 @@ mod tests {
         let long = "x".repeat(150);
         fs::write(f.join(&long), "long").unwrap();
         symlink(format!("/{long}"), f.join("link")).unwrap();
-        let attribute = rustix::fs::lsetxattr(&f.join("a/file"), "user.test", b"\0v", rustix::fs::XattrFlags::empty()).is_ok();
+        let attribute = rustix::fs::lsetxattr(f.join("a/file"), "user.test", b"\0v", rustix::fs::XattrFlags::empty()).is_ok();
         let mut bytes = Vec::new();
         pack(f, &mut bytes).unwrap();
         Layer { name: "test".into(), ..Default::default() }.unpack(&Tree::open(to.path()).unwrap(), &bytes[..]).unwrap();
@@ -179,7 +179,7 @@ mod tests {
         assert_eq!(fs::read_link(t.join("link")).unwrap().as_os_str().as_bytes(), format!("/{long}").as_bytes());
         if attribute {
             let mut value = [0; 8];
-            assert_eq!(rustix::fs::lgetxattr(&t.join("a/file"), "user.test", &mut value[..]).unwrap(), 2);
+            assert_eq!(rustix::fs::lgetxattr(t.join("a/file"), "user.test", &mut value[..]).unwrap(), 2);
         }
     }
 }

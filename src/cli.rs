@@ -43,6 +43,12 @@ enum Command {
     Netsetup(crate::net::setup::Netsetup),
     /// Serve the remote hypervisor protocol: peer pods
     Adaptor(crate::vm::remote::adaptor::Adaptor),
+    /// Forward an adaptor's calls to the agent of this pod VM
+    #[command(disable_help_flag = true)]
+    Forwarder {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "FLAGS")]
+        flags: Vec<OsString>,
+    },
     /// Guest images: build, list, show
     #[command(subcommand)]
     Image(image::Image),
@@ -103,6 +109,10 @@ fn act(command: Command) -> Result<i32> {
         Command::Adaptor(c) => {
             log_to_stderr_at(log::LevelFilter::Info);
             c.run()
+        }
+        Command::Forwarder { flags } => {
+            let args = std::iter::once("osc".into()).chain(flags).collect();
+            Ok(i32::from(crate::agent::forwarder::main(args) != ExitCode::SUCCESS))
         }
         Command::Image(c) => done(c.run()),
         Command::Install(c) => done(c.run()),

@@ -19,6 +19,7 @@ pub const ROLES: &[Role] = &[
     Role { name: "containerd-shim-kata-v2", what: "a pod's shim (started by containerd and CRI-O)", main: crate::shim::v2::main },
     Role { name: "containerd-shim-kata-remote-v2", what: "the same for peer pods", main: crate::shim::v2::main },
     Role { name: "cloud-api-adaptor", what: "a worker's adaptor: makes the VMs of peer pods", main: crate::vm::remote::adaptor::main },
+    Role { name: "agent-protocol-forwarder", what: "a pod VM's forwarder, beside another agent", main: crate::agent::forwarder::main },
     Role { name: "init", what: "PID 1 of a guest: the agent", main: crate::agent::main },
     Role { name: "osc-container", what: "first process of a container (started by the agent only)", main: crate::agent::container::main },
 ];

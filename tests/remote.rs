@@ -1,109 +1,30 @@
 //! Peer pods end to end: the adaptor as a process, pod VMs made by its provider `qemu`, and our own side of the protocol.
 
+#[path = "common/adaptor.rs"]
+mod adaptor;
 mod common;
 #[path = "common/netns.rs"]
 mod netns;
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
-use std::process::{Child, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
+use adaptor::{Adaptor, LIMIT, healthy};
 use common::Rootfs;
 use common::player::{Player, delete, dial, mkfifo, reader, spec, task, until_gone, wait};
 use osc::rpc::Client;
-use osc::rpc::wire::agent::{self, AgentDetails, CheckRequest, GuestDetailsRequest, GuestDetailsResponse, HealthCheckResponse};
+use osc::rpc::wire::agent::{self, AgentDetails, GuestDetailsRequest, GuestDetailsResponse};
 use osc::rpc::wire::google::Empty;
 use osc::rpc::wire::options::Options;
 use osc::rpc::wire::task as wire;
-use osc::vm::remote::{Plan, Remote};
 use osc::vm::{Vm, port};
 use prost::Message;
 use serde_json::json;
-
-/// An adaptor with a directory of its own; ended, and everything of its pods with it, when dropped.
-struct Adaptor {
-    dir: tempfile::TempDir,
-    child: Child,
-}
-
-impl Adaptor {
-    fn start(extra: &[&str]) -> Adaptor {
-        let dir = tempfile::tempdir().unwrap();
-        let child = Adaptor::spawn(dir.path().into(), extra, "");
-        Adaptor { dir, child }
-    }
-
-    fn spawn(dir: PathBuf, extra: &[&str], fault: &str) -> Child {
-        let mut command = common::command(["adaptor"]);
-        command.arg("--socket").arg(dir.join("h.sock")).arg("--pods-dir").arg(dir.join("pods"));
-        command.args(["--qemu-memory", "512", "--qemu-cpu", "1"]).args(extra);
-        if !fault.is_empty() {
-            command.env("OSC_ADAPTOR_FAULT", fault);
-        }
-        let log = std::fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
-        let child = command.env("DISABLECVM", "true").stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        common::until("the adaptor serves", || std::os::unix::net::UnixStream::connect(dir.join("h.sock")).ok());
-        child
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    fn restart(&mut self) {
-        self.child = Adaptor::spawn(self.dir.path().into(), &[], "");
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.dir.path().join("h.sock")
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
-    }
-
-    fn plan(&self, id: &str, netns: PathBuf) -> Plan {
-        let annotations = [("io.kubernetes.cri.sandbox-name", "web"), ("io.kubernetes.cri.sandbox-namespace", "default")];
-        let annotations = annotations.map(|(k, v)| (k.to_owned(), v.to_owned()));
-        let (socket, timeout) = (self.socket(), common::LIMIT);
-        Plan { id: id.into(), socket, timeout, annotations: BTreeMap::from(annotations), netns }
-    }
-
-    fn start_vm(&self, id: &str, netns: PathBuf) -> Arc<Remote> {
-        Remote::start(self.plan(id, netns)).unwrap_or_else(|e| panic!("{e}\n{}\n{}", e.console.join("\n"), self.log()))
-    }
-}
-
-impl Drop for Adaptor {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let dir = self.dir.path().to_string_lossy().into_owned();
-        for pid in common::pids(&dir, "qemu") {
-            if std::thread::panicking() {
-                common::kill(pid);
-            } else {
-                panic!("QEMU {pid} was left\n{}", self.log());
-            }
-        }
-    }
-}
-
-const LIMIT: Option<Duration> = Some(Duration::from_secs(30));
 
 fn details(client: &Client) -> AgentDetails {
     let request = GuestDetailsRequest::default();
     let answer: GuestDetailsResponse = client.call(agent::SERVICE, "GetGuestDetails", &request, LIMIT).unwrap();
     answer.agent_details.unwrap()
-}
-
-fn healthy(client: &Client) -> bool {
-    let answer: Result<HealthCheckResponse, _> = client.call(agent::HEALTH, "Check", &CheckRequest::default(), LIMIT);
-    answer.is_ok_and(|a| a.status == 1)
 }
 
 #[test]
@@ -126,7 +47,7 @@ fn a_pod_vm_is_made_reached_survives_its_adaptor_and_goes() {
 
     // The adaptor dies and comes back: the same client goes on.
     adaptor.kill();
-    adaptor.restart();
+    adaptor.restart("");
     let since = std::time::Instant::now();
     assert!(healthy(&client), "{}", adaptor.log());
     assert!(since.elapsed() < Duration::from_secs(3));

@@ -5,8 +5,11 @@
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::path::Path;
 use std::time::Duration;
 
+use crate::net::Namespace;
+use crate::rpc::wire::apf::POD_NETNS;
 use crate::rpc::{Stream, relay};
 
 /// Loopback answers at once, or its server's queue is full.
@@ -28,7 +31,11 @@ pub fn serve(stream: Stream) {
 fn forward(stream: &Stream) -> std::io::Result<()> {
     let line = relay::line(stream)?;
     let wanted = parse(&line).ok_or_else(|| std::io::Error::other(format!("{line:?} is no loopback address and port")))?;
-    let tcp = TcpStream::connect_timeout(&wanted, LIMIT)?;
+    // In a pod VM the pod has a namespace of its own.
+    let tcp = match Namespace::open(Path::new(POD_NETNS)) {
+        Ok(pod) => pod.inside(move || TcpStream::connect_timeout(&wanted, LIMIT)).map_err(std::io::Error::other)??,
+        Err(_) => TcpStream::connect_timeout(&wanted, LIMIT)?,
+    };
     // What was asked for went well: whatever breaks from now on is the connection's end.
     let mut answer = stream;
     if answer.write_all(b"OK\n").is_ok() {

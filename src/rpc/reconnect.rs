@@ -17,7 +17,7 @@ use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_f
 
 use super::frame::{self, Frame, Incoming, kind};
 use super::wire::google::RpcStatus;
-use super::wire::ttrpc::Response;
+use super::wire::ttrpc::{Request, Response};
 use super::{Code, Status};
 
 /// Calls that change nothing, or that come to the same when they are made again.
@@ -60,6 +60,16 @@ pub trait Server: Send + Sync {
 
     /// Why it is no use to try again, if it is not. `error` is what the last try came to.
     fn given_up(&self, error: &io::Error) -> Option<String>;
+
+    /// Whether [`Server::rewrite`] is to see the requests of `method`.
+    fn rewrites(&self, _method: &str) -> bool {
+        false
+    }
+
+    /// The message as the server is to get it, if it is to be another one.
+    fn rewrite(&self, _method: &str, _payload: &[u8]) -> Result<Option<Vec<u8>>, Status> {
+        Ok(None)
+    }
 }
 
 struct Call {
@@ -88,9 +98,9 @@ struct Relay {
 /// Relays until the caller hangs up, or the server is given up: then the caller is hung up on. Blocks.
 pub fn run(caller: UnixStream, server: Arc<dyn Server>) -> io::Result<()> {
     let relay = Arc::new(Relay { caller, writing: Mutex::default(), state: Mutex::default(), ended: Condvar::new() });
-    let other = relay.clone();
-    crate::thread::try_start("relay", move || other.serve(server.as_ref()))?;
-    let done = relay.requests();
+    let (other, to) = (relay.clone(), server.clone());
+    crate::thread::try_start("relay", move || other.serve(to.as_ref()))?;
+    let done = relay.requests(server.as_ref());
     let mut state = relay.state();
     state.ended = true;
     relay.ended.notify_all();
@@ -106,7 +116,7 @@ impl Relay {
     }
 
     /// From the caller to the server.
-    fn requests(&self) -> io::Result<()> {
+    fn requests(&self, to: &dyn Server) -> io::Result<()> {
         let mut from = BufReader::with_capacity(READ_AHEAD, &self.caller);
         while let Some(incoming) = frame::read(&mut from)? {
             let frame = match incoming {
@@ -117,10 +127,17 @@ impl Relay {
                     continue;
                 }
             };
+            let mut frame = frame;
+            let method = if frame.kind == kind::REQUEST { method(&frame.body).unwrap_or_default() } else { String::new() };
+            if to.rewrites(&method) {
+                if let Err(status) = rewrite(to, &method, &mut frame) {
+                    self.answer(frame.stream, status)?;
+                    continue;
+                }
+            }
             let mut state = self.state();
             let server = state.server.clone();
             if frame.kind == kind::REQUEST {
-                let method = method(&frame.body).unwrap_or_default();
                 let repeatable = REPEATABLE.contains(&method.as_str());
                 let kept = (repeatable || server.is_none()).then(|| frame.clone());
                 state.open.insert(frame.stream, Call { method, frame: kept, repeatable, sent: server.is_some() });
@@ -229,6 +246,16 @@ impl Relay {
         }
         let _ = self.caller.shutdown(Shutdown::Both);
     }
+}
+
+fn rewrite(to: &dyn Server, method: &str, frame: &mut Frame) -> Result<(), Status> {
+    let invalid = |e: prost::DecodeError| Status::new(Code::InvalidArgument, format!("no ttrpc request: {e}"));
+    let mut request = Request::decode(frame.body.as_slice()).map_err(invalid)?;
+    if let Some(payload) = to.rewrite(method, &request.payload)? {
+        request.payload = payload;
+        frame.body = request.encode_to_vec();
+    }
+    Ok(())
 }
 
 /// The method that a request names (field 2 of ttrpc's Request).
@@ -346,7 +373,6 @@ mod tests {
 
     #[test]
     fn methods_are_found_without_decoding_the_rest() {
-        use crate::rpc::wire::ttrpc::Request;
         let request = Request { service: "s".into(), method: "CopyFile".into(), payload: vec![1; 999], ..Default::default() };
         assert_eq!(method(&request.encode_to_vec()).as_deref(), Some("CopyFile"));
         assert_eq!(method(&[0xff; 9]), None);

@@ -4,13 +4,14 @@
 //! (DESIGN, "Channel"), with no second socket in between. The VM's own network stays in the root namespace; the pod's is
 //! `/run/netns/podns`, which every container is given.
 
+mod beside;
 mod intercept;
 mod network;
 mod seed;
 
-use std::convert::Infallible;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -21,6 +22,7 @@ use crate::error::{At, Failure, Result, Stage};
 use crate::rpc::hybrid::{self, Wanted};
 use crate::rpc::tls::{self, Answerer, Identity};
 use crate::rpc::wire::apf::{self, Apf};
+pub use beside::main;
 pub use intercept::PodService;
 pub use seed::Seed;
 
@@ -34,7 +36,7 @@ const AGAIN: Duration = Duration::from_millis(100);
 pub fn start(guest: Arc<Guest>, seed: Seed) -> Result<()> {
     let apf = seed.apf()?;
     network::own(&guest, &seed.network)?;
-    network::pod(&guest, &apf)?;
+    network::pod(&apf, Path::new(apf::POD_NETNS), &|| guest.modules.need("vxlan").at(Stage::Network, || "tunnels"))?;
     seed.write_files()?;
     let answerer = answerer(&apf)?;
     drop(seed);
@@ -43,7 +45,10 @@ pub fn start(guest: Arc<Guest>, seed: Seed) -> Result<()> {
     let listener = TcpListener::bind(at).or_else(|_| TcpListener::bind(("0.0.0.0", apf::PORT)));
     let listener = listener.at(Stage::Agent, || format!("listen on port {}", apf::PORT))?;
     log::info!("forwarder {} listens on port {} {} ms after the kernel", crate::VERSION, apf::PORT, super::uptime_ms());
-    crate::thread::start("osc-forward", move || serve(&listener, answerer.as_ref(), &channel));
+    crate::thread::start("osc-forward", move || {
+        let hand = move |socket| hand_over(socket, &channel);
+        serve(&listener, answerer.as_ref(), &hand)
+    });
     Ok(())
 }
 
@@ -60,13 +65,17 @@ fn answerer(apf: &Apf) -> Result<Option<Answerer>> {
     Answerer::new(ca, Identity { chain, key }).map(Some).at(Stage::Agent, || what("TLS"))
 }
 
-fn serve(listener: &TcpListener, answerer: Option<&Answerer>, channel: &Channel) -> Infallible {
+/// Gives each caller that may come to `to`, on a thread of its own.
+fn serve<F>(listener: &TcpListener, answerer: Option<&Answerer>, to: &F) -> !
+where
+    F: Fn(UnixStream) -> std::io::Result<()> + Clone + Send + 'static,
+{
     loop {
         match listener.accept() {
             Ok((tcp, from)) => {
-                let (channel, answerer) = (channel.clone(), answerer.cloned());
+                let (to, answerer) = (to.clone(), answerer.cloned());
                 let taken = crate::thread::try_start("osc-peer", move || {
-                    if let Err(e) = take(tcp, answerer.as_ref(), &channel) {
+                    if let Err(e) = take(tcp, answerer.as_ref()).and_then(to) {
                         log::warn!("forwarder: connection from {from}: {e}");
                     }
                 });
@@ -82,12 +91,11 @@ fn serve(listener: &TcpListener, answerer: Option<&Answerer>, channel: &Channel)
     }
 }
 
-fn take(tcp: TcpStream, answerer: Option<&Answerer>, channel: &Channel) -> std::io::Result<()> {
-    let socket = match answerer {
-        Some(answerer) => answerer.accept(tcp)?,
-        None => UnixStream::from(std::os::fd::OwnedFd::from(tcp)),
-    };
-    hand_over(socket, channel)
+fn take(tcp: TcpStream, answerer: Option<&Answerer>) -> std::io::Result<UnixStream> {
+    match answerer {
+        Some(answerer) => answerer.accept(tcp),
+        None => Ok(UnixStream::from(std::os::fd::OwnedFd::from(tcp))),
+    }
 }
 
 /// Gives the agent a connection: a stream to a port, or ttrpc.

@@ -16,7 +16,7 @@ use crate::net::route::{self, ONLINK, Route};
 use crate::net::scan::{Interface, Own};
 use crate::net::vxlan::{self, Vxlan};
 use crate::net::{Namespace, Prefix, address};
-use crate::rpc::wire::apf::{Apf, POD_NETNS, PodNetwork};
+use crate::rpc::wire::apf::{Apf, PodNetwork};
 
 /// How long an interface may take to appear.
 const APPEARS: Duration = Duration::from_secs(60);
@@ -68,15 +68,19 @@ fn ip(text: &str) -> Result<IpAddr> {
     text.parse().map_err(|_| malformed(format!("{text:?} is no address")))
 }
 
-/// Makes the pod's namespace and in it the pod's interfaces, each the end of a tunnel.
-pub fn pod(guest: &Guest, apf: &Apf) -> Result<()> {
+/// Makes the pod's namespace at `path`, unless it is there, and in it the pod's interfaces, each the end of a tunnel. `need` sees
+/// to it that the kernel has tunnels.
+pub fn pod(apf: &Apf, path: &Path, need: &dyn Fn() -> Result<()>) -> Result<()> {
     let birth = Namespace::own()?;
-    let podns = make_namespace(Path::new(POD_NETNS))?;
+    let podns = match Namespace::open(path) {
+        Ok(there) => there,
+        Err(_) => make_namespace(path)?,
+    };
     podns.inside(boot::loopback_up)?.at(Stage::Network, || "loopback of the pod")?;
     if apf.networks().is_empty() {
         return Ok(());
     }
-    guest.modules.need("vxlan").at(Stage::Network, || "tunnels")?;
+    need()?;
     for n in apf.networks() {
         if n.tunnel_type != "vxlan" {
             return Err(malformed(format!("tunnel-type {:?}: only vxlan is known", n.tunnel_type)));

@@ -37,6 +37,8 @@ pub(super) struct Booted {
     pub vm: Arc<dyn Vm>,
     pub agent: Arc<Agent>,
     pub network: Option<network::Live>,
+    /// Closed, the pod's localhost is no longer handed over; where that is not the network's to do.
+    pub localhost: Option<std::fs::File>,
 }
 
 /// The record is the ledger of QEMU and virtiofsd.
@@ -121,7 +123,7 @@ pub(super) fn boot(new: &mut NewSandbox, record: &Record, progress: &Progress) -
     if first.set(Failure::new(Stage::Share, "booted")).is_err() {
         return Err(first.get().cloned().unwrap_or_else(|| Failure::new(Stage::Share, "virtiofsd died")));
     }
-    Ok(Booted { image: Some(image), files: Files::Shared(share), daemon: Some(daemon), vm, agent, network })
+    Ok(Booted { image: Some(image), files: Files::Shared(share), daemon: Some(daemon), vm, agent, network, localhost: None })
 }
 
 /// This process's OOM score while it forks: children are born with it. Dropped, it is as before.

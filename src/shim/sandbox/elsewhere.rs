@@ -1,15 +1,19 @@
 //! From nothing to a pod VM whose agent answers: the adaptor makes it and ties the pod's network to it; files are copied.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::NewSandbox;
 use super::agent::{Agent, failed};
 use super::boot::{Booted, create_in_guest, seed};
 use super::files::{Copies, FEATURE, Files};
+use super::network::localhost;
 use super::record::{Record, Thing};
 use crate::config::{Config, Origin};
 use crate::error::{At, Result, Stage};
+use crate::net::Namespace;
 use crate::rpc::wire::agent as wire;
 use crate::shim::progress::Progress;
 use crate::vm::Vm;
@@ -76,7 +80,22 @@ pub(super) fn boot(new: &NewSandbox, record: &Record, progress: &Progress) -> Re
     let details = made.map_err(|s| stop(failed("set up the pod VM", s).stage(Stage::Agent)))?.agent_details.unwrap_or_default();
     let streams = details.extra_features.iter().any(|f| f == FEATURE);
     let files = Files::Copied(Copies::new(vm.clone(), agent.clone(), streams));
-    Ok(Booted { image: None, files, daemon: None, vm: vm.clone(), agent, network: None })
+    let localhost = new.netns.as_deref().and_then(|netns| localhost(netns, &vm, record));
+    Ok(Booted { image: None, files, daemon: None, vm: vm.clone(), agent, network: None, localhost })
+}
+
+/// Hands connections to the pod's localhost on this host to the pod VM, until what is answered is closed. A kernel that cannot
+/// costs no more than that.
+fn localhost(netns: &Path, vm: &Arc<dyn Vm>, record: &Record) -> Option<File> {
+    let started = || -> Result<File> {
+        let namespace = Namespace::open(netns)?;
+        let thing = Thing::Rules { netns: netns.to_owned(), id: namespace.id(), table: localhost::TABLE.into() };
+        record.intent(thing).at(Stage::Network, || "record")?;
+        let (stopped, stop) = crate::process::pipe().at(Stage::Network, || "pipe")?;
+        localhost::start(&namespace, vm.clone(), stopped)?;
+        Ok(stop)
+    };
+    started().inspect_err(|e| log::warn!("port-forward does not reach this pod: {e}")).ok()
 }
 
 #[cfg(test)]

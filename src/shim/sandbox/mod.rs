@@ -95,6 +95,7 @@ pub struct Sandbox {
     /// Held by whoever takes the sandbox down; the next finds it done.
     stopping: Mutex<bool>,
     network: Option<network::Live>,
+    _localhost: Option<std::fs::File>,
 }
 
 /// How it ended, once it has.
@@ -190,6 +191,7 @@ impl Sandbox {
             creating: Mutex::default(),
             stopping: Mutex::default(),
             network: booted.network,
+            _localhost: booted.localhost,
         });
         if let Some(network) = &sandbox.network {
             let served = network.watch(&sandbox).and_then(|()| network.serve_localhost(sandbox.vm.clone(), &sandbox.record));

@@ -5,7 +5,7 @@
 //! changes later (Docker and nerdctl fill an empty namespace after the create) is seen by a thread that listens to the
 //! namespace, and by every start of a container; it is then plugged, unplugged or told to the agent.
 
-mod localhost;
+pub(super) mod localhost;
 pub mod public;
 mod wire;
 

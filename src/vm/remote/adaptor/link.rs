@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::pods::Pod;
+use super::pod::Pod;
 use crate::rpc::hybrid::{self, Wanted};
 use crate::rpc::reconnect;
 use crate::rpc::tls::Caller;

@@ -2,14 +2,16 @@
 //!
 //! ```text
 //! service   CreateVM, StartVM, StopVM, GetInfo
-//! pods      a pod's VM from its name to its end; what is left of an earlier adaptor
+//! pods      a pod's VM from its name to its end           watch   what is left of an earlier adaptor
 //! link      agent.ttrpc <-> TLS to the forwarder in the VM
 //! journal   what must not be forgotten        provider, qemu   who makes VMs
 //! ```
 
 pub mod journal;
 mod link;
+mod metrics;
 mod pki;
+mod pod;
 mod pods;
 pub mod provider;
 pub mod qemu;
@@ -17,6 +19,7 @@ mod seed;
 mod service;
 pub mod settings;
 mod status;
+mod watch;
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -69,9 +72,13 @@ fn serve(arguments: &[String]) -> Result<Infallible> {
     let journal = journal::Journal::open(&settings.pods_dir).at(Stage::Request, || format!("PODS_DIR={}", settings.pods_dir.display()))?;
     let provider = provider::open(&settings)?;
     provider.verify_config()?;
+    let metrics_at = settings.metrics.clone();
     let pods = pods::Pods::new(settings, journal, provider)?;
     pods.adopt();
     pods.watch();
+    if !metrics_at.is_empty() {
+        metrics::serve(&metrics_at, pods.clone())?;
+    }
     let server = Arc::new(Server::new(vec![Arc::new(service::Hypervisor::new(pods))]));
     log::info!("adaptor {} serves", crate::VERSION);
     loop {

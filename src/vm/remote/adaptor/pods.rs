@@ -5,15 +5,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use super::journal::{Entry, Journal, Phase};
-use super::link::{self, Forwarder};
+use super::link;
+use super::metrics::Counts;
 use super::pki::Authority;
+use super::pod::{AGENT, Pod, lock};
 use super::provider::{Provider, Wish, best_fit};
 use super::settings::Settings;
 use super::{fault, seed};
@@ -22,16 +24,9 @@ use crate::net::{Namespace, vxlan};
 use crate::rpc::Code;
 use crate::rpc::tls::Caller;
 use crate::rpc::wire::hypervisor::CreateVmRequest;
-use crate::vm::remote::REASON;
-
-/// The agent's socket in a pod's directory.
-const AGENT: &str = "agent.ttrpc";
 
 /// Between two looks at whether the VMs are still there.
-const LOOK: Duration = Duration::from_secs(1);
-
-/// A VM that was asked for, and that nobody comes for: its shim is gone.
-const ORPHAN: u64 = 600;
+pub(super) const LOOK: Duration = Duration::from_secs(1);
 
 /// Between two tries to delete.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -43,106 +38,37 @@ const STOP: Duration = Duration::from_secs(30);
 /// Between two tries to reach a booting VM.
 const AGAIN: Duration = Duration::from_millis(50);
 
-/// A pod and its VM.
-pub struct Pod {
-    entry: Mutex<Entry>,
-    /// Held during an operation.
-    operation: Mutex<()>,
-    cancelled: AtomicBool,
-    deleting: AtomicBool,
-    listener: Mutex<Option<Arc<UnixListener>>>,
-    connections: Mutex<(u64, BTreeMap<u64, UnixStream>)>,
-    caller: Option<Caller>,
-    port: u16,
-}
-
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(|p| p.into_inner())
-}
-
-impl Pod {
-    fn new(entry: Entry, caller: Option<Caller>, port: u16) -> Arc<Pod> {
-        Arc::new(Pod {
-            entry: Mutex::new(entry),
-            operation: Mutex::default(),
-            cancelled: AtomicBool::new(false),
-            deleting: AtomicBool::new(false),
-            listener: Mutex::default(),
-            connections: Mutex::default(),
-            caller,
-            port,
-        })
-    }
-
-    pub fn entry(&self) -> Entry {
-        lock(&self.entry).clone()
-    }
-
-    /// How its VM is reached, once it has an address.
-    pub fn forwarder(&self) -> Option<Forwarder> {
-        let entry = lock(&self.entry);
-        let address = *entry.addresses.first()?;
-        Some(Forwarder { address, port: self.port, name: entry.name.clone(), caller: self.caller.clone() })
-    }
-
-    /// Why its VM serves nobody any more, once that is so.
-    pub fn ended(&self) -> Option<String> {
-        let entry = lock(&self.entry);
-        match entry.phase {
-            Phase::Lost => Some(entry.error.clone()),
-            Phase::Stopping => Some("it was stopped".into()),
-            _ => None,
-        }
-    }
-
-    /// Remembers a connection, to end it with the VM.
-    pub fn opened(&self, stream: &UnixStream) -> u64 {
-        let mut connections = lock(&self.connections);
-        connections.0 += 1;
-        let number = connections.0;
-        if let Ok(stream) = stream.try_clone() {
-            connections.1.insert(number, stream);
-        }
-        number
-    }
-
-    pub fn closed(&self, number: u64) {
-        lock(&self.connections).1.remove(&number);
-    }
-
-    /// Nobody reaches the agent from now on.
-    fn shut(&self, dir: &Path) {
-        if let Some(listener) = lock(&self.listener).take() {
-            link::close(&listener, &dir.join(AGENT));
-        }
-        let _ = fs::remove_file(dir.join(AGENT));
-        for stream in lock(&self.connections).1.values() {
-            let _ = stream.shutdown(std::net::Shutdown::Both);
-        }
-    }
-}
-
 /// All pods.
 pub struct Pods {
-    settings: Settings,
-    journal: Journal,
-    provider: Arc<dyn Provider>,
+    pub(super) settings: Settings,
+    pub(super) journal: Journal,
+    pub(super) provider: Arc<dyn Provider>,
     /// `None`: no TLS.
     authority: Option<Authority>,
-    caller: Option<Caller>,
+    pub(super) caller: Option<Caller>,
     pods: Mutex<BTreeMap<String, Arc<Pod>>>,
     /// A pod has changed.
     changed: Condvar,
+    counts: Counts,
 }
 
 impl Pods {
     pub fn new(settings: Settings, journal: Journal, provider: Arc<dyn Provider>) -> Result<Arc<Pods>> {
         let authority = if settings.disable_tls { None } else { Some(Authority::of(&settings.pods_dir)?) };
         let caller = authority.as_ref().map(Authority::caller).transpose()?;
-        Ok(Arc::new(Pods { settings, journal, provider, authority, caller, pods: Mutex::default(), changed: Condvar::new() }))
+        Ok(Arc::new(Pods {
+            settings,
+            journal,
+            provider,
+            authority,
+            caller,
+            pods: Mutex::default(),
+            changed: Condvar::new(),
+            counts: Counts::default(),
+        }))
     }
 
-    fn pods(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Pod>>> {
+    pub(super) fn pods(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Pod>>> {
         lock(&self.pods)
     }
 
@@ -153,11 +79,11 @@ impl Pods {
             .ok_or_else(|| Failure::new(Stage::Request, format!("no pod VM for sandbox {sandbox}")).code(Code::NotFound))
     }
 
-    fn dir(&self, sandbox: &str) -> PathBuf {
+    pub(super) fn dir(&self, sandbox: &str) -> PathBuf {
         self.journal.dir_of(sandbox)
     }
 
-    fn change(&self, pod: &Pod, act: impl FnOnce(&mut Entry)) -> Result<()> {
+    pub(super) fn change(&self, pod: &Pod, act: impl FnOnce(&mut Entry)) -> Result<()> {
         let entry = {
             let mut entry = lock(&pod.entry);
             act(&mut entry);
@@ -287,7 +213,10 @@ impl Pods {
         }
         self.advance(pod, |e| e.phase = Phase::Requested)?;
         fault("requested");
-        let instance = self.provider.create(&self.wish(pod)?)?;
+        let wish = self.wish(pod)?;
+        let asked = Instant::now();
+        let instance = self.provider.create(&wish).inspect_err(|_| self.counts.failed("create"))?;
+        self.counts.took("create", asked.elapsed());
         let address = seed::first(&instance.addresses, &entry.name)?;
         fault("made");
         self.advance(pod, |e| (e.instance, e.addresses) = (instance.id, instance.addresses))?;
@@ -295,7 +224,9 @@ impl Pods {
         for tunnel in &pod.entry().tunnels {
             vxlan::connect(&birth, tunnel, address)?;
         }
+        let made = Instant::now();
         self.reach(pod)?;
+        self.counts.took("boot", made.elapsed());
         self.listen(pod)?;
         fault("reached");
         self.advance(pod, |e| e.phase = Phase::Running)?;
@@ -361,7 +292,7 @@ impl Pods {
     }
 
     /// Opens the pod's agent socket.
-    fn listen(&self, pod: &Arc<Pod>) -> Result<()> {
+    pub(super) fn listen(&self, pod: &Arc<Pod>) -> Result<()> {
         let path = self.dir(&pod.entry().sandbox).join(AGENT);
         // Taken over in one step: nobody sees the VM without its socket.
         let new = path.with_extension("new");
@@ -398,7 +329,7 @@ impl Pods {
     }
 
     /// Writes down that the VM has to go, and has it deleted until it has.
-    fn condemn(self: &Arc<Self>, pod: &Arc<Pod>, error: &str) {
+    pub(super) fn condemn(self: &Arc<Self>, pod: &Arc<Pod>, error: &str) {
         let written = self.change(pod, |e| {
             e.phase = Phase::Stopping;
             if !error.is_empty() {
@@ -423,12 +354,15 @@ impl Pods {
         // A start that was under way may have added to it.
         let entry = pod.entry();
         pod.shut(&self.dir(&sandbox));
+        let began = Instant::now();
         while let Err(e) = self.provider.delete(&sandbox) {
+            self.counts.failed("delete");
             log::error!("{}: delete: {e}; tried again in {} s", entry.name, pause.as_secs_f32());
             let _ = self.change(pod, |entry| (entry.phase, entry.error) = (Phase::Stopping, format!("delete: {e}")));
             std::thread::sleep(pause);
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
+        self.counts.took("delete", began.elapsed());
         fault("deleted");
         for tunnel in &entry.tunnels {
             if let Err(e) = Namespace::own().and_then(|birth| vxlan::remove(&birth, tunnel)) {
@@ -443,98 +377,12 @@ impl Pods {
         log::info!("{}: gone", entry.name);
     }
 
-    /// Takes over what an earlier adaptor left: pods that run go on, what was being deleted is, what nobody owns goes.
-    pub fn adopt(self: &Arc<Self>) {
-        let (entries, errors) = self.journal.read();
-        errors.iter().for_each(|e| log::error!("{e}"));
-        for entry in entries {
-            let gone = !entry.netns.as_os_str().is_empty() && !entry.netns.exists();
-            let pod = Pod::new(entry.clone(), self.caller.clone(), self.settings.forwarder_port);
-            self.pods().insert(entry.sandbox.clone(), pod.clone());
-            match entry.phase {
-                _ if gone => self.condemn(&pod, "its network namespace is gone"),
-                Phase::Stopping => self.condemn(&pod, ""),
-                Phase::Running => {
-                    if let Err(e) = self.resume(&pod) {
-                        log::error!("{}: taken over, but {e}", entry.name);
-                    }
-                }
-                Phase::Created | Phase::Requested | Phase::Lost => {}
-            }
-        }
-        self.delete_strays();
-    }
-
-    fn resume(&self, pod: &Arc<Pod>) -> Result<()> {
-        let entry = pod.entry();
-        let address = seed::first(&entry.addresses, &entry.name)?;
-        let birth = Namespace::own()?;
-        for tunnel in &entry.tunnels {
-            vxlan::connect(&birth, tunnel, address)?;
-        }
-        self.listen(pod)?;
-        log::info!("{}: taken over", entry.name);
-        Ok(())
-    }
-
-    fn delete_strays(&self) {
-        let owned = self.provider.list_owned().unwrap_or_else(|e| {
-            log::error!("list pod VMs: {e}");
-            Vec::new()
-        });
-        for stray in owned.into_iter().filter(|o| !self.pods().contains_key(&o.token)) {
-            match self.provider.delete(&stray.token).and_then(|()| self.journal.remove(&stray.token).at(Stage::Agent, || "journal")) {
-                Ok(()) => log::warn!("{}: nobody owned it; deleted", stray.id),
-                Err(e) => log::error!("{}: nobody owns it: {e}", stray.id),
-            }
-        }
-    }
-
-    /// Looks after the VMs on a thread of its own.
-    pub fn watch(self: &Arc<Self>) {
-        let pods = self.clone();
-        crate::thread::start("pods", move || {
-            let mut missing: Vec<String> = Vec::new();
-            loop {
-                std::thread::sleep(LOOK);
-                pods.look(&mut missing);
-            }
-        });
-    }
-
-    /// A VM that is missing twice is lost; one that nobody comes for goes.
-    fn look(self: &Arc<Self>, missing: &mut Vec<String>) {
+    /// Figures for Prometheus.
+    pub fn metrics(&self) -> String {
+        let mut states: BTreeMap<String, u64> = BTreeMap::new();
         let all: Vec<Arc<Pod>> = self.pods().values().cloned().collect();
-        let Ok(owned) = self.provider.list_owned() else { return };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let mut absent = Vec::new();
-        for pod in all {
-            let entry = pod.entry();
-            let there = owned.iter().any(|o| o.token == entry.sandbox);
-            match entry.phase {
-                Phase::Running if !there && missing.contains(&entry.sandbox) => self.lose(&pod),
-                Phase::Running if !there => absent.push(entry.sandbox),
-                Phase::Created | Phase::Requested if now.saturating_sub(entry.since) > ORPHAN && pod.operation.try_lock().is_ok() => {
-                    self.condemn(&pod, "nobody came for it");
-                }
-                _ => {}
-            }
-        }
-        *missing = absent;
-    }
-
-    fn lose(&self, pod: &Arc<Pod>) {
-        let sandbox = pod.entry().sandbox;
-        let words = self.provider.last_words(&sandbox);
-        let why = words.last().map_or_else(|| "the provider has no such VM any more".to_owned(), |w| format!("its last words: {w}"));
-        log::error!("{}: lost: {why}", pod.entry().name);
-        if let Err(e) = fs::write(self.dir(&sandbox).join(REASON), &why) {
-            log::warn!("{e}");
-        }
-        if let Err(e) = self.change(pod, |e| (e.phase, e.error) = (Phase::Lost, why)) {
-            log::error!("{e}");
-        }
-        pod.shut(&self.dir(&sandbox));
+        all.iter().for_each(|p| *states.entry(format!("{:?}", p.entry().phase)).or_default() += 1);
+        self.counts.render(&states)
     }
 
     /// The id of the VM of a pod by its name; waits for one for at most `limit`.

@@ -202,7 +202,9 @@ pub const KEYS: &[Key] = &[
         .noted()
         .proof("`shim::sandbox::boot` what_a_configuration_changes"),
     // The remote hypervisor.
-    key(H, "remote_hypervisor_socket", Rule::Place(|c| &mut c.remote_hypervisor_socket), "where the adaptor listens").on(Remote).later(),
+    key(H, "remote_hypervisor_socket", Rule::Place(|c| &mut c.remote_hypervisor_socket), "where the adaptor listens")
+        .on(Remote)
+        .proof("`remote` a_container_in_a_pod_vm_"),
     key(
         H,
         "remote_hypervisor_timeout",
@@ -210,12 +212,15 @@ pub const KEYS: &[Key] = &[
         "how long the adaptor may take to create a VM",
     )
     .on(Remote)
-    .later(),
+    .proof("`remote` a_container_in_a_pod_vm_"),
     key(H, "default_gpus", number32(|c| &mut c.default_gpus, (0, 255), ""), "GPUs that the provider is asked for")
         .on(Remote)
         .noted()
-        .later(),
-    key(H, "default_gpu_model", Rule::Text(|c| &mut c.default_gpu_model), "their model").on(Remote).noted().later(),
+        .proof("`remote` a_container_in_a_pod_vm_"),
+    key(H, "default_gpu_model", Rule::Text(|c| &mut c.default_gpu_model), "their model")
+        .on(Remote)
+        .noted()
+        .proof("`remote` a_container_in_a_pod_vm_"),
     key(H, "default_gpus", Rule::Only(&[N(0)]), "GPU passthrough is not done").on(Qemu).noted(),
     key(H, "default_gpu_model", Rule::Only(&[Text("")]), "GPU passthrough is not done").on(Qemu).noted(),
     key(H, "remote_*", Rule::Moot, "the remote hypervisor's").on(Qemu),

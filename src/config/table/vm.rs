@@ -37,7 +37,10 @@ pub const KEYS: &[Key] = &[
         .noted()
         .within("valid_guest_paths", |c| &c.valid_guest_paths),
     key(H, "image", Rule::Replaced(|c| &mut c.image), "osc boots an initrd that it builds itself, not a disk image").on(Qemu).noted(),
-    key(H, "image", Rule::Text(|c| &mut c.image), "the image that the provider boots").on(Remote).noted().later(),
+    key(H, "image", Rule::Text(|c| &mut c.image), "the image that the provider boots")
+        .on(Remote)
+        .noted()
+        .proof("`remote` a_container_in_a_pod_vm_"),
     key(H, "rootfs_type", Rule::Moot, "of a disk image; osc boots an initrd").on(Qemu),
     key(H, "vm_rootfs_driver", Rule::Moot, "of a disk image; osc boots an initrd").on(Qemu),
     key(H, "disable_image_nvdimm", Rule::Moot, "of a disk image; osc boots an initrd").on(Qemu).noted(),
@@ -46,7 +49,10 @@ pub const KEYS: &[Key] = &[
         .proof("`config` a_file_and_annotations_")
         .noted(),
     key(H, "machine_type", Rule::Only(&[Text("q35"), Text("")]), "osc knows one machine").on(Qemu).noted(),
-    key(H, "machine_type", Rule::Text(|c| &mut c.machine_type), "the size that the provider sells").on(Remote).noted().later(),
+    key(H, "machine_type", Rule::Text(|c| &mut c.machine_type), "the size that the provider sells")
+        .on(Remote)
+        .noted()
+        .proof("`remote` a_container_in_a_pod_vm_"),
     key(H, "machine_accelerators", Rule::Text(|c| &mut c.machine_accelerators), "more properties of QEMU's -machine")
         .on(Qemu)
         .noted()

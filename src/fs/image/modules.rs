@@ -234,7 +234,7 @@ pub mod tests {
         assert_eq!(set.builtin, ["overlay", "ext4"]);
         assert_eq!(
             set.missing,
-            ["virtio_net", "virtio_mem", "virtio_scsi", "loop", "vmw_vsock_virtio_transport", "pvpanic_pci", "virtio_balloon"]
+            ["virtio_net", "virtio_mem", "virtio_scsi", "loop", "vmw_vsock_virtio_transport", "pvpanic_pci", "virtio_balloon", "vxlan"]
         );
     }
 

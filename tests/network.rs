@@ -7,17 +7,12 @@ use std::net::{TcpListener, TcpStream};
 
 use common::{Background, Rootfs, can_run_vms, run, until};
 
-fn nc(root: &Rootfs) {
-    std::os::unix::fs::symlink("busybox", root.path().join("bin/nc")).unwrap();
-}
-
 #[test]
 fn a_command_reaches_the_hosts_loopback_and_knows_its_name_server() {
     if !can_run_vms("user network") {
         return;
     }
     let root = Rootfs::new();
-    nc(&root);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let server = std::thread::spawn(move || listener.accept().unwrap().0.write_all(b"from the host\n").unwrap());
@@ -33,7 +28,6 @@ fn a_published_port_reaches_the_command_and_none_has_no_network() {
         return;
     }
     let root = Rootfs::new();
-    nc(&root);
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let publish = format!("{port}:80");
     let extra = ["--rootfs", &root.arg(), "--network", "user", "--publish", &publish];

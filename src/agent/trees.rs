@@ -45,7 +45,7 @@ fn act(stream: &Stream) -> io::Result<()> {
         }
         "REMOVE" => {
             // A delete shall reach into nothing that is mounted there.
-            mount::below(path)?.iter().try_for_each(|p| mount::detach(p))?;
+            mount::detach_below(path)?;
             match fs::symlink_metadata(path) {
                 Ok(m) if m.is_dir() => fs::remove_dir_all(path)?,
                 Ok(_) => fs::remove_file(path)?,

@@ -61,6 +61,11 @@ pub fn detach(target: &Path) -> io::Result<()> {
     }
 }
 
+/// Takes everything that is mounted at or below `root` out of the tree, deepest first.
+pub fn detach_below(root: &Path) -> io::Result<()> {
+    below(root)?.iter().try_for_each(|point| detach(point))
+}
+
 /// Every mount point at or below `root`, deepest first, the latest first where several are stacked.
 pub fn below(root: &Path) -> io::Result<Vec<std::path::PathBuf>> {
     let table = std::fs::read_to_string("/proc/self/mountinfo")?;

@@ -93,9 +93,7 @@ impl Share {
     /// Takes `name` out of the share, mounts below it included. Not being there is no error.
     pub fn unbind(&self, name: &str) -> io::Result<()> {
         let target = self.mounts().join(name);
-        for point in mount::below(&target)? {
-            mount::detach(&point)?;
-        }
+        mount::detach_below(&target)?;
         remove_point(&target)?;
         // `<cid>/rootfs` leaves `<cid>` behind.
         if let Some(parent) = target.parent().filter(|p| *p != self.mounts()) {

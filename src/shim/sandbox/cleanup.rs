@@ -83,7 +83,7 @@ fn undo_one(thing: &Thing) -> io::Result<()> {
             known.into_iter().chain(marked(marker)).try_for_each(|(pid, start)| process::kill_named(pid, start))
         }
         Thing::Share { sandbox } => Share::of(sandbox).remove(),
-        Thing::Mount { path } => mount::detach(path),
+        Thing::Mount { path } => mount::detach_below(path),
         Thing::Tree { path } => remove_tree(path),
         Thing::File { path } => gone_is_fine(fs::remove_file(path)),
         Thing::Cgroup { path } => super::cgroup::remove(path),
@@ -119,9 +119,7 @@ fn marked(marker: &str) -> Vec<(i32, u64)> {
 
 /// Removes a tree of ours: its mounts are detached first, so that a delete never reaches into somebody's files.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
-    for point in mount::below(path)? {
-        mount::detach(&point)?;
-    }
+    mount::detach_below(path)?;
     if let Some(still) = mount::below(path)?.first() {
         return Err(io::Error::other(format!("{} is still mounted", still.display())));
     }

@@ -70,8 +70,7 @@ pub fn remove(placed: Placed, files: &Files, record: &Record) -> Vec<String> {
     let gone = |name: &String| files.unbind(name).err().map(|e| format!("share: take away {name}: {e}"));
     let mut errors: Vec<String> = placed.names.iter().rev().filter_map(gone).collect();
     if let Some(path) = placed.mounted {
-        let undone = mount::below(&path).and_then(|points| points.iter().try_for_each(|p| mount::detach(p)));
-        match undone.and_then(|()| record.gone(Thing::Mount { path: path.clone() })) {
+        match mount::detach_below(&path).and_then(|()| record.gone(Thing::Mount { path: path.clone() })) {
             Ok(()) => {}
             Err(e) => errors.push(format!("unmount {}: {e}", path.display())),
         }

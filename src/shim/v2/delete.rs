@@ -41,9 +41,7 @@ pub fn delete(flags: &Flags) -> Result<Vec<u8>> {
     }
     // The root's mounts are the record's; those of a bundle whose record is gone are looked for as well.
     let rootfs = bundle.join("rootfs");
-    for point in mount::below(&rootfs).at(Stage::Share, || "mount table")? {
-        mount::detach(&point).at(Stage::Share, || format!("unmount {}", point.display()))?;
-    }
+    mount::detach_below(&rootfs).at(Stage::Share, || format!("unmount {}", rootfs.display()))?;
     if own {
         let _ = std::fs::remove_file(socket_path(&flags.address, &flags.namespace, &pod));
     }

@@ -127,8 +127,7 @@ pub fn volume_name(container: &str, destination: &Path) -> io::Result<String> {
     let mut random = [0; 8];
     fs::File::open("/dev/urandom")?.read_exact(&mut random)?;
     let base = destination.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_else(|| "root".into());
-    let hex: String = random.iter().map(|b| format!("{b:02x}")).collect();
-    Ok(clip(format!("{container}-{hex}-{base}")))
+    Ok(clip(format!("{container}-{}-{base}", super::hex(&random))))
 }
 
 /// A file name holds 255 bytes; a destination's basename may take all of them.

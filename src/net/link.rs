@@ -90,8 +90,7 @@ pub fn by_name(nl: &mut Netlink, name: &str) -> Result<Link, NetError> {
 }
 
 pub fn by_mac(nl: &mut Netlink, mac: &[u8]) -> Result<Link, NetError> {
-    let shown = || mac.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":");
-    list(nl)?.into_iter().find(|l| l.mac == mac).ok_or_else(|| NetError::NoLink(format!("with MAC {}", shown())))
+    list(nl)?.into_iter().find(|l| l.mac == mac).ok_or_else(|| NetError::NoLink(format!("with MAC {}", show_mac(mac))))
 }
 
 fn set(nl: &mut Netlink, what: String, message: Message) -> Result<(), NetError> {

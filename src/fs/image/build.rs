@@ -90,7 +90,7 @@ impl Binary {
             let identity = told(&file.metadata()?);
             let mut data = Vec::new();
             file.read_to_end(&mut data)?;
-            Ok(Binary { identity, sha256: hex(&Sha256::digest(&data)), data })
+            Ok(Binary { identity, sha256: crate::fs::hex(&Sha256::digest(&data)), data })
         };
         read().map_err(ImageError::io(format!("read {}", path.display())))
     }
@@ -110,7 +110,7 @@ fn told(m: &fs::Metadata) -> String {
 pub fn key(release: &str, inputs: &Inputs, binary: &Binary) -> String {
     const LENGTH: usize = 16;
     let text = format!("{FORMAT}\n{release}\n{}\n{}\n{}\n", inputs.kernel, inputs.modules, binary.sha256);
-    hex(&Sha256::digest(text))[..LENGTH].to_owned()
+    crate::fs::hex(&Sha256::digest(text))[..LENGTH].to_owned()
 }
 
 /// What to make.
@@ -148,7 +148,7 @@ pub fn build(dir: &Path, plan: &Plan, progress: &dyn Fn(&str)) -> Result<Manifes
         binary_sha256: binary.sha256.clone(),
         binaries: vec![binary.identity.clone()],
         initrd: name,
-        initrd_sha256: hex(&Sha256::digest(&initrd)),
+        initrd_sha256: crate::fs::hex(&Sha256::digest(&initrd)),
         initrd_bytes: initrd.len() as u64,
         vmlinux_bytes,
         binary_bytes: binary.data.len() as u64,
@@ -196,10 +196,6 @@ fn put(path: &Path, data: &[u8]) -> Result<(), ImageError> {
 
 fn sizes(modules: &[Module]) -> Vec<Size> {
     modules.iter().map(|m| Size { name: m.name.clone(), bytes: m.data.len() as u64 }).collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]

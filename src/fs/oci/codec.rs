@@ -127,7 +127,7 @@ pub fn digest(bytes: &[u8]) -> String {
 }
 
 fn named(hash: &[u8]) -> String {
-    format!("sha256:{}", hash.iter().map(|b| format!("{b:02x}")).collect::<String>())
+    format!("sha256:{}", crate::fs::hex(hash))
 }
 
 #[cfg(test)]

@@ -132,5 +132,5 @@ impl Item {
 }
 
 pub fn hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+    crate::fs::hex(&Sha256::digest(bytes))
 }

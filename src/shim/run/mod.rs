@@ -277,5 +277,5 @@ fn report_background(fd: i32, error: &str) {
 fn random_name() -> String {
     let mut bytes = [0; 6];
     let _ = File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes));
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    crate::fs::hex(&bytes)
 }

@@ -27,8 +27,7 @@ pub const LISTENER: i32 = 3;
 /// The socket of a sandbox's shim: the same for each of its containers.
 pub fn socket_path(address: &str, namespace: &str, sandbox: &str) -> PathBuf {
     let digest = Sha256::digest(format!("{address}/{namespace}/{sandbox}"));
-    let hex: String = digest.iter().map(|b| format!("{b:02x}")).collect();
-    Path::new(SOCKETS).join(hex)
+    Path::new(SOCKETS).join(crate::fs::hex(&digest))
 }
 
 /// Starts or finds the shim and answers its address.

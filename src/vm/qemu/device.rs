@@ -90,7 +90,7 @@ pub fn parts(device: &Device, slot: usize, fds: &[String]) -> Parts {
 }
 
 fn net_frontend(netdev: &str, mac: [u8; 6]) -> Value {
-    let mac = mac.map(|b| format!("{b:02x}")).join(":");
+    let mac = crate::net::link::show_mac(&mac);
     // No option ROM: nobody boots from the network, and SeaBIOS would spend its time on it.
     json!({"driver": "virtio-net-pci", "netdev": netdev, "mac": mac, "romfile": "", "disable-legacy": "on"})
 }

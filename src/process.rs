@@ -7,7 +7,7 @@
 
 use std::ffi::{CString, OsStr};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -95,6 +95,32 @@ impl Spawn {
     pub fn death_signal(mut self, signal: i32) -> Spawn {
         self.death_signal = Some(signal);
         self
+    }
+
+    /// A program as hooks and their like name one: `argv[0]` included where there are arguments, and nothing inherited of
+    /// the environment.
+    pub fn program(path: &str, argv: &[String], env: &[String]) -> Spawn {
+        let mut spawn = Spawn::new(path);
+        if let Some(arg0) = argv.first() {
+            spawn = spawn.arg0(arg0).args(&argv[1..]);
+        }
+        spawn.env = Some(env.iter().filter_map(|v| CString::new(v.as_str()).ok()).collect());
+        spawn
+    }
+
+    /// Runs it to its end with `input` on its stdin; one that does not read it is free to do so. Killed at the `limit`, it
+    /// answers `None`.
+    pub fn run_with(self, input: &[u8], limit: Option<Duration>) -> io::Result<Option<Ended>> {
+        let (stdin, mut to_child) = pipe()?;
+        let child = self.fd(stdin, 0).start()?;
+        let _ = to_child.write_all(input);
+        drop(to_child);
+        let ended = child.wait_within(limit)?;
+        if ended.is_none() {
+            child.signal(libc::SIGKILL);
+            let _ = child.wait();
+        }
+        Ok(ended)
     }
 
     /// Starts it. An error means that no process is left: the fork failed, or a step before the exec did, and the

@@ -1,10 +1,8 @@
 //! Hooks that are run in the container: startContainer. All others are the host's.
 
-use std::ffi::CString;
-use std::io::Write;
 use std::time::Duration;
 
-use crate::process::{Ended, Spawn, pipe};
+use crate::process::{Ended, Spawn};
 use crate::rpc::wire::oci::{Hook, Spec};
 use crate::rpc::{Code, Status};
 
@@ -31,26 +29,12 @@ fn state(spec: &Spec, id: &str) -> String {
 }
 
 fn run(hook: &Hook, state: &str) -> Result<(), String> {
-    let text = |e: std::io::Error| e.to_string();
-    let (stdin, mut to_hook) = pipe().map_err(text)?;
-    let mut spawn = Spawn::new(&hook.path).fd(stdin, 0);
-    if let Some(arg0) = hook.args.first() {
-        spawn = spawn.arg0(arg0).args(&hook.args[1..]);
-    }
-    spawn.env = Some(hook.env.iter().filter_map(|v| CString::new(v.as_str()).ok()).collect());
-    let child = spawn.start().map_err(text)?;
-    // One that does not read it is free to do so; a pipe holds more than a state.
-    let _ = to_hook.write_all(state.as_bytes());
-    drop(to_hook);
     let limit = u64::try_from(hook.timeout).ok().filter(|&t| t > 0).map(Duration::from_secs);
-    match child.wait_within(limit).map_err(text)? {
+    let ended = Spawn::program(&hook.path, &hook.args, &hook.env).run_with(state.as_bytes(), limit);
+    match ended.map_err(|e| e.to_string())? {
         Some(Ended::Exited(0)) => Ok(()),
         Some(ended) => Err(ended.to_string()),
-        None => {
-            child.signal(libc::SIGKILL);
-            let _ = child.wait();
-            Err(format!("it ran past its timeout of {} s", hook.timeout))
-        }
+        None => Err(format!("it ran past its timeout of {} s", hook.timeout)),
     }
 }
 

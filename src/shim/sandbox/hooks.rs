@@ -3,8 +3,7 @@
 //! The guest's own (startContainer) travel with the specification. A hook is given the container's state as JSON on its
 //! stdin. One that fails before the start fails the start; a later one is only a warning, as the specification asks.
 
-use std::ffi::CString;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
@@ -64,30 +63,17 @@ fn run(kind: &str, hooks: &[Hook], state: &HookState) -> Result<()> {
 }
 
 fn run_one(hook: &Hook, state: &HookState) -> std::io::Result<()> {
-    let (stdin, mut to_hook) = pipe()?;
     let (from_hook, stderr) = pipe()?;
-    let mut spawn = Spawn::new(&hook.path).fd(stdin, 0).fd(stderr, 2);
-    if let Some(arg0) = hook.args.first() {
-        spawn = spawn.arg0(arg0).args(&hook.args[1..]);
-    }
-    spawn.env = Some(hook.env.iter().filter_map(|v| CString::new(v.as_str()).ok()).collect());
-    let child = spawn.start()?;
-    // A hook that does not read its stdin is no error.
-    let _ = to_hook.write_all(state.json().as_bytes());
-    drop(to_hook);
     let timeout = u64::try_from(hook.timeout).ok().filter(|&t| t > 0).map(Duration::from_secs).unwrap_or(DEFAULT_TIMEOUT);
-    match child.wait_within(Some(timeout))? {
+    let spawn = Spawn::program(&hook.path, &hook.args, &hook.env).fd(stderr, 2);
+    match spawn.run_with(state.json().as_bytes(), Some(timeout))? {
         Some(Ended::Exited(0)) => Ok(()),
         Some(ended) => {
             let mut text = String::new();
             let _ = from_hook.take(STDERR_KEPT).read_to_string(&mut text);
             Err(std::io::Error::other(format!("{ended}: {}", text.trim())))
         }
-        None => {
-            child.signal(libc::SIGKILL);
-            child.wait()?;
-            Err(std::io::Error::other(format!("took longer than {} s", timeout.as_secs())))
-        }
+        None => Err(std::io::Error::other(format!("took longer than {} s", timeout.as_secs()))),
     }
 }
 

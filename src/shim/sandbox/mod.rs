@@ -232,13 +232,13 @@ impl Sandbox {
     /// Makes a container; it waits to be started.
     pub fn create(self: &Arc<Sandbox>, new: NewContainer) -> Result<Arc<Container>> {
         check_id(&new.id)?;
+        let _creating = self.reserve(&new.id)?;
         if self.containers().contains_key(&new.id) {
             return Err(Failure::new(Stage::Container, format!("container {} exists already", new.id)).code(Code::AlreadyExists));
         }
         if let Some(death) = self.death() {
             return Err(death);
         }
-        let _creating = self.reserve(&new.id)?;
         let container = Container::create(self, new).map_err(|e| self.explain(e))?;
         self.containers().insert(container.id.clone(), container.clone());
         Ok(container)

@@ -142,8 +142,9 @@ impl Stop {
 
 fn stop(sandbox: &str, grace: Duration) -> Result<()> {
     let dir = existing(sandbox)?;
-    if let Some(_lock) = record::lock(&dir).at(Stage::Request, || "lock")? {
-        return cleanup::undo_dir(&dir).at(Stage::Request, || format!("remove {sandbox}"));
+    let undone = |limit| cleanup::undo_when_free(&dir, limit).at(Stage::Request, || format!("remove {sandbox}"));
+    if undone(Duration::ZERO)? {
+        return Ok(());
     }
     let client = dial(&dir)?;
     let kill = |signal: u32| {
@@ -159,15 +160,8 @@ fn stop(sandbox: &str, grace: Duration) -> Result<()> {
         }
     }
     // The owner takes everything down by itself; a detached one leaves what `osc logs` reads, which goes now.
-    let deadline = std::time::Instant::now() + grace + CALL;
-    while std::time::Instant::now() < deadline {
-        if !dir.exists() {
-            return Ok(());
-        }
-        if let Some(_lock) = record::lock(&dir).at(Stage::Request, || "lock")? {
-            return cleanup::undo_dir(&dir).at(Stage::Request, || format!("remove {sandbox}"));
-        }
-        std::thread::sleep(Duration::from_millis(10));
+    if undone(grace + CALL)? {
+        return Ok(());
     }
     Err(Failure::new(Stage::Request, format!("sandbox {sandbox} does not end")).way_out("kill its process, then run osc reap"))
 }

@@ -82,7 +82,7 @@ pub(super) fn boot(new: &mut NewSandbox, record: &Record, progress: &Progress) -
     let network = match &new.netns {
         Some(netns) if new.config.internetworking_model != NetworkModel::None => {
             progress.stage("network");
-            let max = largest(new.config.default_maxvcpus, new.config.default_maxmemory, new.size);
+            let max = most(&new.config, new.size);
             let (network, nics) = network::Live::attach(netns, network::Settings::of(&new.config, max.vcpus), record)?;
             new.devices.extend(nics);
             Some(network)
@@ -231,7 +231,7 @@ fn plan(new: &mut NewSandbox, image: &GuestImage, dir: &std::path::Path, socket:
         initrd: image.initrd.clone(),
         accel: choice.accel,
         size: new.size,
-        max: largest(config.default_maxvcpus, config.default_maxmemory, new.size),
+        max: most(config, new.size),
         growth: if config.enable_virtio_mem { Growth::VirtioMem } else { Growth::Dimm },
         channel: Channel::default(),
         devices,
@@ -263,12 +263,13 @@ fn kernel_params(config: &Config) -> Vec<String> {
     agent.into_iter().chain(pipe).chain(config.kernel_params.iter().cloned()).collect()
 }
 
-/// How far the VM can grow: the larger of 8 and the host's CPUs, and the host's memory, unless the configuration says so.
-pub(super) fn largest(max_vcpus: u32, max_mib: u64, size: Size) -> Size {
+/// How far a VM that boots with `size` can grow: the larger of 8 and the host's CPUs, and the host's memory, unless the
+/// configuration says so.
+pub fn most(config: &Config, size: Size) -> Size {
     const ROOM: u32 = 8;
     let cpus = std::thread::available_parallelism().map(|n| n.get() as u32).unwrap_or(1);
-    let vcpus = if max_vcpus == 0 { cpus.max(ROOM) } else { max_vcpus };
-    let mib = if max_mib == 0 { host_memory_mib() } else { max_mib };
+    let vcpus = if config.default_maxvcpus == 0 { cpus.max(ROOM) } else { config.default_maxvcpus };
+    let mib = if config.default_maxmemory == 0 { host_memory_mib() } else { config.default_maxmemory };
     Size { vcpus: vcpus.max(size.vcpus), mib: mib.max(size.mib) }
 }
 

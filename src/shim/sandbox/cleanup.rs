@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::record::{self, Story, Thing};
 use crate::fs::mount;
@@ -36,6 +37,24 @@ pub fn undo_dir(dir: &Path) -> io::Result<()> {
         return Err(io::Error::other(errors.join("; ")));
     }
     remove_tree(dir)
+}
+
+/// Waits for `limit` until the owner of `dir` lets go of it, then undoes what it left. False if it never did.
+pub fn undo_when_free(dir: &Path, limit: Duration) -> io::Result<bool> {
+    const ASK: Duration = Duration::from_millis(10);
+    let until = Instant::now() + limit;
+    loop {
+        if !dir.exists() {
+            return Ok(true);
+        }
+        if let Some(_lock) = record::lock(dir)? {
+            return undo_dir(dir).map(|()| true);
+        }
+        if Instant::now() >= until {
+            return Ok(false);
+        }
+        std::thread::sleep(ASK);
+    }
 }
 
 /// A sandbox whose owner is gone, and what became of it.

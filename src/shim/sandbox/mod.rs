@@ -26,7 +26,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use agent::Agent;
-pub use boot::{dry_run, host_memory_mib};
+pub use boot::{dry_run, host_memory_mib, most};
 pub use container::{Container, Event, Exit, LOST, NewContainer, Process, State};
 use files::Files;
 use record::{Claim, Record};
@@ -487,11 +487,6 @@ impl Drop for Claimed {
             clean(record.dir());
         }
     }
-}
-
-/// How far the VM of a sandbox that boots with `size` can grow.
-pub fn most(config: &Config, size: Size) -> Size {
-    boot::largest(config.default_maxvcpus, config.default_maxmemory, size)
 }
 
 /// Lines of the console that an error carries.

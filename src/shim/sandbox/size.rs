@@ -110,7 +110,7 @@ impl Sizing {
         self.grows
     }
 
-    /// Makes room for `container`; a second claim replaces its first. On an error the VM is as before.
+    /// Makes room for `container`; a second claim replaces its first. On an error its demand is as before.
     pub fn claim(&self, container: &str, demand: Demand, vm: &dyn Vm, agent: &Agent) -> Result<()> {
         if !self.grows {
             return Ok(());
@@ -140,12 +140,7 @@ impl Sizing {
             log::warn!("{} vCPUs are asked for and the VM can have {}: limits hold by their quotas", target.vcpus, self.most_vcpus);
             target.vcpus = self.most_vcpus;
         }
-        // A VM that was booted larger is not made smaller than that for want of demands.
         if target == state.now {
-            return Ok(());
-        }
-        let caps = vm.caps();
-        if !caps.hotplug_cpu && !caps.hotplug_memory {
             return Ok(());
         }
         let before = state.now;
@@ -158,13 +153,9 @@ impl Sizing {
             total_cpus: state.now.vcpus,
         };
         let online: Result<Empty, _> = agent.call("OnlineCPUMem", &request, Some(ONLINE));
-        match online {
-            Ok(_) => {
-                log::info!("the VM has {} vCPUs and {} MiB", state.now.vcpus, state.now.mib);
-                Ok(())
-            }
-            Err(status) => Err(failed("bring plugged CPUs and memory online", status)),
-        }
+        online.map_err(|status| failed("bring plugged CPUs and memory online", status))?;
+        log::info!("the VM has {} vCPUs and {} MiB", state.now.vcpus, state.now.mib);
+        Ok(())
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A manager runs it when it has lost the shim, for every container of the pod. stdout carries the answer and nothing else.
 
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use prost::Message;
 
@@ -36,9 +36,7 @@ pub fn delete(flags: &Flags) -> Result<Vec<u8>> {
     sandbox::check_id(&pod)?;
     let dir = record::dir_of(&pod);
     let told = record::read(&dir).unwrap_or_default().exit_of(&flags.id);
-    if dir.exists() {
-        sweep(&dir, own)?;
-    }
+    sweep(&dir, own)?;
     // The root's mounts are the record's; those of a bundle whose record is gone are looked for as well.
     let rootfs = bundle.join("rootfs");
     mount::detach_below(&rootfs).at(Stage::Share, || format!("unmount {}", rootfs.display()))?;
@@ -54,12 +52,8 @@ pub fn delete(flags: &Flags) -> Result<Vec<u8>> {
 /// A pod whose owner is gone is undone. An owner that lives is not touched for the sake of one of its containers; for the
 /// pod's own sake it is ended: its manager has given it up.
 fn sweep(dir: &std::path::Path, own: bool) -> Result<()> {
-    let undo = || cleanup::undo_dir(dir).at(Stage::Request, || format!("clean up {}", dir.display()));
-    let lock = || record::lock(dir).at(Stage::Request, || format!("lock {}", dir.display()));
-    if let Some(_lock) = lock()? {
-        return undo();
-    }
-    if !own {
+    let undone = |limit| cleanup::undo_when_free(dir, limit).at(Stage::Request, || format!("clean up {}", dir.display()));
+    if undone(Duration::ZERO)? || !own {
         return Ok(());
     }
     let Some((pid, _)) = record::read(dir).unwrap_or_default().owner() else { return Ok(()) };
@@ -67,12 +61,8 @@ fn sweep(dir: &std::path::Path, own: bool) -> Result<()> {
     if let Some(start) = process::start_time(pid) {
         process::kill_named(pid, start).at(Stage::Request, || format!("end shim {pid}"))?;
     }
-    let until = Instant::now() + GONE;
-    while Instant::now() < until {
-        if let Some(_lock) = lock()? {
-            return undo();
-        }
-        std::thread::sleep(Duration::from_millis(10));
+    if undone(GONE)? {
+        return Ok(());
     }
     Err(Failure::new(Stage::Request, format!("shim {pid} does not end")).way_out("kill it, then run osc reap"))
 }

@@ -163,7 +163,8 @@ impl Shim {
             let Some(shim) = shim.upgrade() else { return };
             shim.tell(event);
             let Some(sandbox) = weak.upgrade() else { return };
-            if matches!(event, Event::Started { .. }) {
+            // Not at every exec: probes come often, and what they call is needed again.
+            if matches!(event, Event::Started { exec, .. } if exec.is_empty()) {
                 crate::memory::settle();
             }
             // The pod's own container is the pod: with its end the VM goes. On another thread, since this one still has
@@ -249,7 +250,7 @@ impl Shim {
         Ok(())
     }
 
-    /// What the manager of this shim calls the sandbox's directory on this host.
+    /// The sandbox, once it was made; it may have ended since.
     fn living(&self) -> Option<Arc<Sandbox>> {
         self.slot().clone()
     }

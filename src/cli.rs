@@ -82,7 +82,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Ok(status) => ExitCode::from(status as u8),
         Err(failure) => {
             render(&failure);
-            ExitCode::from(crate::shim::sandbox::exit_status(&failure) as u8)
+            ExitCode::from(failure.exit_status() as u8)
         }
     }
 }

@@ -74,6 +74,16 @@ impl Failure {
         Failure::new(stage, cause).code(code)
     }
 
+    /// What `osc run` exits with: a shell's numbers for a command that is not there (127) or cannot be executed (126), 125 for
+    /// everything that is ours.
+    pub fn exit_status(&self) -> i32 {
+        match (self.stage, self.code) {
+            (Stage::Container, Code::NotFound) => 127,
+            (Stage::Container, Code::PermissionDenied) => 126,
+            _ => 125,
+        }
+    }
+
     /// For whoever knows better than the place where it arose.
     pub fn stage(mut self, stage: Stage) -> Failure {
         self.stage = stage;

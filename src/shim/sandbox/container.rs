@@ -5,42 +5,20 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, SystemTime};
 
 use super::Sandbox;
 use super::agent::failed;
 use super::hooks::{self, HookState};
-use super::io::{Copies, Names, Stdio, Streams};
+use super::io::{Copies, Stdio, Streams};
+use super::process::{Exit, LOST, Process, State};
 use super::size;
 use super::volume::{self, Placed, Rootfs};
 use crate::error::{Failure, Result, Stage};
 use crate::rpc::Code;
 use crate::rpc::wire::agent as wire;
 use crate::rpc::wire::oci::{Hooks, LinuxResources, Process as ProcessSpec, Spec};
-
-/// How long the output of an exec may take after its end: a grandchild may keep the pipe. The pipe of a container's first
-/// process has no such limit, since everything in the container dies with it.
-const EXEC_DRAIN: Duration = Duration::from_secs(2);
-
-/// What became of a process whose VM died under it.
-pub const LOST: i32 = 137;
-
-/// Where a process is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    Created,
-    Running,
-    Stopped(Exit),
-}
-
-/// How and when a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Exit {
-    /// As a shell tells it.
-    pub status: i32,
-    pub at: SystemTime,
-}
 
 /// Something that happened in a sandbox, for the face above.
 #[derive(Clone, Debug)]
@@ -74,81 +52,6 @@ pub enum Event {
         exec: String,
         exit: Exit,
     },
-}
-
-/// A process: a container's first (`exec` is empty) or one that was added.
-pub struct Process {
-    pub container: String,
-    pub exec: String,
-    pub terminal: bool,
-    /// What its manager calls its stdio.
-    pub names: Names,
-    state: Mutex<State>,
-    changed: Condvar,
-    /// Held while it is being started: its end is told after its start.
-    starting: Mutex<()>,
-    copies: Mutex<Option<Copies>>,
-}
-
-impl Process {
-    fn new(container: &str, exec: &str, terminal: bool, names: Names, copies: Copies) -> Arc<Process> {
-        Arc::new(Process {
-            container: container.into(),
-            exec: exec.into(),
-            terminal,
-            names,
-            state: Mutex::new(State::Created),
-            changed: Condvar::new(),
-            starting: Mutex::default(),
-            copies: Mutex::new(Some(copies)),
-        })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|p| p.into_inner())
-    }
-
-    pub fn state(&self) -> State {
-        *self.lock()
-    }
-
-    /// Blocks until it has ended.
-    pub fn wait(&self) -> Exit {
-        let mut state = self.lock();
-        loop {
-            if let State::Stopped(exit) = *state {
-                return exit;
-            }
-            state = self.changed.wait(state).unwrap_or_else(|p| p.into_inner());
-        }
-    }
-
-    fn set(&self, state: State) {
-        *self.lock() = state;
-        self.changed.notify_all();
-    }
-
-    /// No more stdin; what was sent before still arrives.
-    pub fn close_stdin(&self) {
-        if let Some(copies) = self.copies.lock().unwrap_or_else(|p| p.into_inner()).as_ref() {
-            copies.close_stdin();
-        }
-    }
-
-    /// Waits for the last output, then lets go of every descriptor. `last_word` is why it ended, where no command says so.
-    fn drain(&self, last_word: Option<&str>) {
-        let copies = self.copies.lock().unwrap_or_else(|p| p.into_inner()).take();
-        let idle = if self.exec.is_empty() { None } else { Some(EXEC_DRAIN) };
-        if let Some(copies) = copies {
-            let whole = copies.finish(idle);
-            if let Some(word) = last_word {
-                copies.say(&format!("osc: {word}\n"));
-            }
-            if !whole {
-                log::info!("container {}: exec {} ended while another process holds its output open", self.container, self.exec);
-            }
-        }
-    }
 }
 
 /// What a container is made of.
@@ -354,7 +257,7 @@ impl Container {
         if let Err(status) = start() {
             let failure = sandbox.explain(failed("", status));
             process.drain(None);
-            process.set(State::Stopped(Exit { status: super::exit_status(&failure), at: SystemTime::now() }));
+            process.set(State::Stopped(Exit { status: failure.exit_status(), at: SystemTime::now() }));
             return Err(failure);
         }
         if let Some(copies) = process.copies.lock().unwrap_or_else(|p| p.into_inner()).as_mut() {

@@ -14,6 +14,7 @@ pub mod files;
 pub mod hooks;
 pub mod io;
 pub mod network;
+pub mod process;
 pub mod record;
 pub mod size;
 mod spec;
@@ -27,8 +28,9 @@ use std::time::{Duration, SystemTime};
 
 use agent::Agent;
 pub use boot::{dry_run, host_memory_mib, most};
-pub use container::{Container, Event, Exit, LOST, NewContainer, Process, State};
+pub use container::{Container, Event, NewContainer};
 use files::Files;
+pub use process::{Exit, LOST, Process, State};
 use record::{Claim, Record};
 
 use super::progress::Progress;
@@ -130,16 +132,6 @@ pub fn check_id(id: &str) -> Result<()> {
         return Err(Failure::new(Stage::Request, format!("{id:?} is no id")).code(Code::InvalidArgument).way_out(way_out));
     }
     Ok(())
-}
-
-/// What `osc run` exits with for a failure of this kind: a shell's numbers for a command that is not there (127) or cannot
-/// be executed (126), 125 for everything that is ours.
-pub fn exit_status(failure: &Failure) -> i32 {
-    match (failure.stage, failure.code) {
-        (Stage::Container, Code::NotFound) => 127,
-        (Stage::Container, Code::PermissionDenied) => 126,
-        _ => 125,
-    }
 }
 
 impl Sandbox {

@@ -21,18 +21,11 @@ const GONE: Duration = Duration::from_secs(5);
 
 /// Cleans up; answers a marshalled `DeleteResponse`.
 pub fn delete(flags: &Flags) -> Result<Vec<u8>> {
-    let bundle = match &flags.bundle {
-        Some(bundle) => bundle.clone(),
-        None => std::env::current_dir().at(Stage::Request, || "working directory")?,
-    };
+    let bundle = flags.bundle()?;
     sandbox::check_id(&flags.id)?;
     // A bundle that is half gone still names its pod by its own id.
     let kind = pod::read_spec(&bundle).and_then(|spec| pod::kind(&spec)).unwrap_or(Kind::Single);
-    let own = !matches!(kind, Kind::Container { .. });
-    let pod = match kind {
-        Kind::Container { sandbox } => sandbox,
-        Kind::Single | Kind::Sandbox => flags.id.clone(),
-    };
+    let (pod, own) = kind.pod(&flags.id);
     sandbox::check_id(&pod)?;
     let dir = record::dir_of(&pod);
     let told = record::read(&dir).unwrap_or_default().exit_of(&flags.id);

@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use crate::error::{At, Failure, Stage};
+
 /// What a manager asks of this process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Action {
@@ -36,6 +38,14 @@ pub struct Flags {
 }
 
 impl Flags {
+    /// The bundle: as told, else where the manager started us.
+    pub fn bundle(&self) -> Result<PathBuf, Failure> {
+        match &self.bundle {
+            Some(bundle) => Ok(bundle.clone()),
+            None => std::env::current_dir().at(Stage::Request, || "working directory"),
+        }
+    }
+
     /// `args` without `argv[0]`. Go takes one dash or two, and a value after `=` or in the next argument.
     pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Flags, String> {
         let mut flags = Flags::default();

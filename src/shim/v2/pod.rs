@@ -19,6 +19,16 @@ pub enum Kind {
     Container { sandbox: String },
 }
 
+impl Kind {
+    /// The sandbox of container `id`, and whether that is the container itself.
+    pub fn pod(self, id: &str) -> (String, bool) {
+        match self {
+            Kind::Container { sandbox } => (sandbox, false),
+            Kind::Single | Kind::Sandbox => (id.to_owned(), true),
+        }
+    }
+}
+
 /// (annotation that says what it is, annotation that names the sandbox)
 const ANNOTATIONS: [(&str, &str); 3] = [
     ("io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"),

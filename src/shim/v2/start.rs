@@ -32,17 +32,11 @@ pub fn socket_path(address: &str, namespace: &str, sandbox: &str) -> PathBuf {
 
 /// Starts or finds the shim and answers its address.
 pub fn start(name: &str, flags: &Flags) -> Result<String> {
-    let bundle = match &flags.bundle {
-        Some(bundle) => bundle.clone(),
-        None => std::env::current_dir().at(Stage::Request, || "working directory")?,
-    };
+    let bundle = flags.bundle()?;
     crate::shim::sandbox::check_id(&flags.id)?;
     // A sandbox of containerd's Sandbox API has no specification.
     let kind = if bundle.join("config.json").exists() { pod::kind(&pod::read_spec(&bundle)?)? } else { Kind::Single };
-    let (sandbox, own) = match kind {
-        Kind::Container { sandbox } => (sandbox, false),
-        Kind::Single | Kind::Sandbox => (flags.id.clone(), true),
-    };
+    let (sandbox, own) = kind.pod(&flags.id);
     let path = socket_path(&flags.address, &flags.namespace, &sandbox);
     let address = format!("unix://{}", path.display());
     if !own {

@@ -18,7 +18,7 @@ pub const ROLES: &[Role] = &[
     Role { name: "osc", what: "command line: run, image, check, ...", main: crate::cli::main },
     Role { name: "containerd-shim-kata-v2", what: "a pod's shim (started by containerd and CRI-O)", main: crate::shim::v2::main },
     Role { name: "containerd-shim-kata-remote-v2", what: "the same for peer pods", main: crate::shim::v2::main },
-    Role { name: "cloud-api-adaptor", what: "a worker's adaptor: makes the VMs of peer pods", main: crate::vm::remote::adaptor::main },
+    Role { name: "cloud-api-adaptor", what: "a worker's adaptor: makes the VMs of peer pods", main: |args| command("adaptor", args) },
     Role { name: "agent-protocol-forwarder", what: "a pod VM's forwarder, beside another agent", main: crate::agent::forwarder::main },
     Role { name: "init", what: "PID 1 of a guest: the agent", main: crate::agent::main },
     Role { name: "osc-container", what: "first process of a container (started by the agent only)", main: crate::agent::container::main },
@@ -29,12 +29,12 @@ pub fn dispatch(mut args: Vec<OsString>) -> ExitCode {
     pin_name_services();
     let name = args.first().map(|a| base_name(a)).unwrap_or_default();
     if let Some(role) = ROLES.iter().find(|r| r.name == name) {
+        // A role need not look for its name in a path.
+        args[0] = name.into();
         return (role.main)(args);
     }
     if let Some(sub) = name.strip_prefix("osc-") {
-        args[0] = "osc".into();
-        args.insert(1, sub.into());
-        return crate::cli::main(args);
+        return command(sub, args);
     }
     eprintln!("osc: called as {name:?}, which is none of its roles:");
     for role in ROLES {
@@ -44,7 +44,14 @@ pub fn dispatch(mut args: Vec<OsString>) -> ExitCode {
     ExitCode::from(2)
 }
 
-pub fn base_name(arg: &OsStr) -> String {
+/// `osc NAME ...`
+fn command(name: &str, mut args: Vec<OsString>) -> ExitCode {
+    args[0] = "osc".into();
+    args.insert(1, name.into());
+    crate::cli::main(args)
+}
+
+fn base_name(arg: &OsStr) -> String {
     std::path::Path::new(arg).file_name().unwrap_or(arg).to_string_lossy().into_owned()
 }
 

@@ -32,7 +32,7 @@ use crate::rpc::Code;
 
 /// Roles `containerd-shim-kata-v2` and `containerd-shim-kata-remote-v2`.
 pub fn main(args: Vec<OsString>) -> ExitCode {
-    let name = crate::role::base_name(args.first().map(|a| a.as_os_str()).unwrap_or_default());
+    let name = args.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
     let result = Flags::parse(args.into_iter().skip(1))
         .map_err(|e| Failure::new(Stage::Request, e).code(Code::InvalidArgument))
         .and_then(|flags| act(&name, &flags));

@@ -22,11 +22,9 @@ mod status;
 mod watch;
 
 use std::convert::Infallible;
-use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::ExitCode;
 use std::sync::Arc;
 
 use crate::error::{At, Failure, Result, Stage};
@@ -54,13 +52,6 @@ impl Adaptor {
             _ => serve(&self.arguments).map(|never| match never {}),
         }
     }
-}
-
-/// Role `cloud-api-adaptor`.
-pub fn main(mut args: Vec<OsString>) -> ExitCode {
-    args[0] = "osc".into();
-    args.insert(1, "adaptor".into());
-    crate::cli::main(args)
 }
 
 fn serve(arguments: &[String]) -> Result<Infallible> {

@@ -10,18 +10,11 @@ use std::path::Path;
 
 use common::run;
 use guest::Guest;
-use netns::{Netns, PEER_V4, POD_V4, POD_V6, Pod, can_make_namespaces, sh};
+use netns::{Netns, PEER_V4, POD_V4, POD_V6, Pod, can_make_namespaces, ping, sh};
 use osc::net::{NetError, endpoint};
 
 fn attach(pod: &Pod) -> (osc::net::scan::Network, Vec<endpoint::Endpoint>) {
     endpoint::attach(&pod.pod.path(), 1, false).unwrap()
-}
-
-/// The peer's ping of an address arrives and comes back.
-fn ping(from: &Netns, address: &str, size: usize) {
-    let command = if address.contains(':') { "ping6" } else { "ping" };
-    let (ok, text) = from.try_run(&format!("busybox {command} -c 2 -W 3 -s {size} {address}"));
-    assert!(ok, "{text}");
 }
 
 #[test]

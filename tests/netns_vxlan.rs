@@ -7,7 +7,7 @@ mod netns;
 use std::net::IpAddr;
 
 use common::run;
-use netns::{Netns, PEER_V4, PEER_V6, POD_MAC, POD_V4, POD_V6, Pod, can_make_namespaces, sh};
+use netns::{Netns, PEER_V4, PEER_V6, POD_MAC, POD_V4, POD_V6, Pod, can_make_namespaces, ping, sh};
 use osc::net::scan::Interface;
 use osc::net::vxlan::{self, FIRST_VNI, PORT, Tunnel};
 use osc::net::{Namespace, endpoint};
@@ -64,12 +64,6 @@ fn tie(u: &Underlay, pod: &Pod, podns: &Netns, worker: &str, vm: &str) -> Vec<Tu
     tunnels.iter().for_each(|t| vxlan::connect(&open(&u.worker), t, ip(vm)).unwrap());
     assert_eq!(pod.pod.state(), before);
     tunnels
-}
-
-fn ping(from: &Netns, address: &str, size: usize) {
-    let command = if address.contains(':') { "ping6" } else { "ping" };
-    let (ok, text) = from.try_run(&format!("busybox {command} -c 2 -W 3 -s {size} {address}"));
-    assert!(ok, "{text}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{BLOCK, Guest, RUNS, Row, TOTAL, footprint_of, median, report, run, timed};
+use common::{BLOCK, Guest, RUNS, Row, TOTAL, footprint_of, median, report, run, throughput, timed, zeroes};
 use serde_json::json;
 
 fn main() {
@@ -58,23 +58,10 @@ fn phase(text: &str, name: &str) -> f64 {
     line[name.len()..].split_ascii_whitespace().next().unwrap().parse().unwrap()
 }
 
-const SCRIPT: &str = "echo; cat /dev/zero";
-
 /// stdout of a command, from its first line on, MB/s.
 fn stdout(osc: &Path) -> f64 {
-    let mut child = Command::new(osc).args(["run", "--", "sh", "-c", SCRIPT]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-    let mut from = child.stdout.take().unwrap();
-    let mut block = vec![0; BLOCK];
-    from.read_exact(&mut block[..1]).unwrap();
-    let start = Instant::now();
-    let mut moved = 0;
-    while moved < TOTAL {
-        moved += from.read(&mut block).unwrap();
-    }
-    let took = start.elapsed();
-    drop(from);
-    child.wait().unwrap();
-    TOTAL as f64 / 1e6 / took.as_secs_f64()
+    let args = ["run", "--", "sh", "-c", &zeroes()];
+    throughput(Command::new(osc).args(args).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap())
 }
 
 /// stdin of a command, MB/s.

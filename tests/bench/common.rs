@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use osc::process::{Ended, Spawn};
@@ -177,6 +177,29 @@ fn holds(goal: &str, value: f64) -> bool {
         Some((">=", n)) => value >= n.parse::<f64>().unwrap(),
         _ => true,
     }
+}
+
+/// A script that says when it begins, then writes [`TOTAL`] bytes in blocks of [`BLOCK`]: what is measured is the way of the
+/// bytes, not a program that reads its source one by one.
+pub fn zeroes() -> String {
+    format!("echo; dd if=/dev/zero bs={BLOCK} count={} 2>/dev/null", TOTAL / BLOCK)
+}
+
+/// Reads what a command with [`zeroes`] writes, from its first byte on, MB/s.
+pub fn throughput(mut child: Child) -> f64 {
+    let mut from = child.stdout.take().unwrap();
+    let mut block = vec![0; BLOCK];
+    from.read_exact(&mut block[..1]).unwrap();
+    let begun = Instant::now();
+    let mut moved = 0;
+    while moved < TOTAL {
+        let n = from.read(&mut block).unwrap();
+        assert!(n > 0, "{moved} bytes came");
+        moved += n;
+    }
+    let took = begun.elapsed();
+    child.wait().unwrap();
+    TOTAL as f64 / 1e6 / took.as_secs_f64()
 }
 
 /// RSS and PSS of a sandbox's processes on the host; `shim` is what its own process is called.

@@ -9,7 +9,7 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use common::{BLOCK, Guest, RUNS, TOTAL, footprint_of, median, report, run, timed};
+use common::{Guest, RUNS, footprint_of, median, report, run, throughput, timed, zeroes};
 use harness::containerd::{Containerd, KATA, RUNC};
 use harness::{name, until};
 
@@ -68,21 +68,5 @@ fn first_byte(cd: &Containerd, runtime: &str) -> f64 {
 
 /// stdout of a command from its first byte on, MB/s.
 fn stdout(cd: &Containerd, runtime: &str) -> f64 {
-    let id = name("bench");
-    let mut child =
-        cd.run_command(&["--rm", "--runtime", runtime], &id, &["head", "-c", &(TOTAL + 1).to_string(), "/dev/zero"]).spawn().unwrap();
-    let mut from = child.stdout.take().unwrap();
-    let mut block = vec![0; BLOCK];
-    from.read_exact(&mut block[..1]).unwrap();
-    let begun = Instant::now();
-    let mut moved = 0;
-    while moved < TOTAL {
-        let n = from.read(&mut block).unwrap();
-        assert!(n > 0, "{moved} bytes came");
-        moved += n;
-    }
-    let took = begun.elapsed();
-    drop(from);
-    harness::finish(child);
-    TOTAL as f64 / 1e6 / took.as_secs_f64()
+    throughput(cd.run_command(&["--rm", "--runtime", runtime], &name("bench"), &["sh", "-c", &zeroes()]).spawn().unwrap())
 }

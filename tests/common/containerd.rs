@@ -18,8 +18,6 @@ pub const RUNC: &str = "io.containerd.runc.v2";
 pub struct Containerd {
     dir: tempfile::TempDir,
     daemon: Child,
-    /// Lines added to the configuration.
-    extra: String,
 }
 
 /// True where containerd can run VMs; says aloud why not.
@@ -34,23 +32,18 @@ pub fn can_run_containerd(test: &str) -> bool {
 
 impl Containerd {
     pub fn start() -> Containerd {
-        Containerd::with("")
-    }
-
-    /// With `extra` lines in its configuration.
-    pub fn with(extra: &str) -> Containerd {
         let dir = tempfile::Builder::new().prefix("osc-cd-").tempdir().unwrap();
         let bin = dir.path().join("bin");
         fs::create_dir(&bin).unwrap();
         fs::copy(osc(), bin.join("osc")).unwrap();
         symlink("osc", bin.join("containerd-shim-kata-v2")).unwrap();
         let config = format!(
-            "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\n[grpc]\naddress = \"{0}/sock\"\n[debug]\nlevel = \"debug\"\n{extra}",
+            "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\n[grpc]\naddress = \"{0}/sock\"\n[debug]\nlevel = \"debug\"\n",
             dir.path().display()
         );
         fs::write(dir.path().join("config.toml"), config).unwrap();
         let daemon = spawn(dir.path());
-        let containerd = Containerd { dir, daemon, extra: extra.into() };
+        let containerd = Containerd { dir, daemon };
         containerd.wait_ready();
         let image = containerd.path("image.tar");
         fs::write(&image, image_archive()).unwrap();
@@ -160,7 +153,6 @@ impl Containerd {
 
     pub fn restart(&mut self) {
         self.kill();
-        let _ = &self.extra;
         self.daemon = spawn(self.dir.path());
         self.wait_ready();
     }

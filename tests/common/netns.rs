@@ -127,3 +127,10 @@ impl Pod {
         Pod { pod, peer }
     }
 }
+
+/// The peer's ping of an address arrives and comes back.
+pub fn ping(from: &Netns, address: &str, size: usize) {
+    let command = if address.contains(':') { "ping6" } else { "ping" };
+    let (ok, text) = from.try_run(&format!("busybox {command} -c 2 -W 3 -s {size} {address}"));
+    assert!(ok, "{text}");
+}

@@ -54,7 +54,8 @@ fn containers_come_and_go_in_a_living_sandbox() {
     let (a, b) = (format!("{}-a", pod.id), format!("{}-b", pod.id));
     for round in 0..2 {
         for id in [&a, &b] {
-            assert_eq!(pod.add(id, &["--detach"], &["sleep", "3600"]).status, 0, "round {round}");
+            let added = pod.add(id, &["--detach"], &["sleep", "3600"]);
+            assert_eq!(added.status, 0, "round {round}: {added:?}");
         }
         // One VM: one kernel, whose boot id all see.
         let boot = pod.exec(&a, "cat /proc/sys/kernel/random/boot_id");

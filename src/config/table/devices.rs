@@ -198,7 +198,7 @@ pub const KEYS: &[Key] = &[
     .noted()
     .within("valid_entropy_sources", |c| &c.valid_entropy_sources)
     .proof("`vm_qemu` a_guest_that_is_configured_"),
-    key(H, "guest_hook_path", Rule::Text(|c| &mut c.guest_hook_path), "OCI hooks in the guest's image")
+    key(H, "guest_hook_path", Rule::Text(|c| &mut c.guest_hook_path), "told to the guest; the image that osc builds has no hooks to run")
         .noted()
         .proof("`shim::sandbox::boot` what_a_configuration_changes"),
     // The remote hypervisor.

@@ -45,6 +45,7 @@ struct Job {
 
 /// Runs the command; answers its exit status.
 pub fn run(args: Args) -> Result<i32> {
+    crate::memory::tune();
     if !rustix::process::geteuid().is_root() {
         return Err(Failure::new(Stage::Request, "osc run needs root: it mounts, and opens devices").way_out("use sudo"));
     }

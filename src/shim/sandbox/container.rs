@@ -188,6 +188,8 @@ impl Container {
             sandbox.agent.tell("StartContainer", &wire::StartContainerRequest { container_id: self.id.clone() })
         })?;
         hooks::after_start(&self.hooks, &self.hook_state("running"));
+        // Not at every exec: probes come often, and what they call is needed again.
+        crate::memory::settle_soon();
         Ok(())
     }
 

@@ -163,10 +163,6 @@ impl Shim {
             let Some(shim) = shim.upgrade() else { return };
             shim.tell(event);
             let Some(sandbox) = weak.upgrade() else { return };
-            // Not at every exec: probes come often, and what they call is needed again.
-            if matches!(event, Event::Started { exec, .. } if exec.is_empty()) {
-                crate::memory::settle();
-            }
             // The pod's own container is the pod: with its end the VM goes. On another thread, since this one still has
             // waiters to tell.
             if matches!(event, Event::Exit { container, exec, .. } if *container == sandbox.id && exec.is_empty()) {

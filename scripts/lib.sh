@@ -55,6 +55,16 @@ rust_virtiofsd() {
     echo "$tools/bin/virtiofsd"
 }
 
+# virtme-ng, which runs a command in a VM too; prints where it is, or nothing where it does not install.
+virtme_ng() {
+    local dir=$ROOT/target/tools/virtme-ng
+    if ! [ -x "$dir/bin/vng" ]; then
+        apt_install python3-pip
+        python3 -m pip install --quiet --target "$dir" virtme-ng==1.42 >&2 || return 0
+    fi
+    echo "$dir"
+}
+
 # The release binary; prints its path.
 build_release() {
     need_rust

@@ -159,6 +159,20 @@ fn containerd_2_the_sandbox_api_and_a_container_in_it() {
         ..Default::default()
     };
     let _: wire::CreateTaskResponse = client.call(V3, "Create", &request, Some(LIMIT)).unwrap();
+    // containerd runs `delete` for a container that it has deleted, and may do so when one of the same name is there again: the
+    // living one keeps what it has, also its manager's mount in the bundle.
+    let mount_point = app_bundle.path.join("rootfs");
+    fs::create_dir_all(&mount_point).unwrap();
+    osc::fs::mount::bind(root.path(), &mount_point, false, false).unwrap();
+    let late = player.call(
+        &app_bundle.path,
+        &["-namespace", "k8s.io", "-id", &app, "-bundle", app_bundle.path.to_str().unwrap(), "delete"],
+        &[],
+        b"",
+    );
+    assert_eq!(late.status, 0, "{late:?}");
+    assert!(mount_point.join("bin").exists(), "unmounted under a container that lives");
+    osc::fs::mount::detach(&mount_point).unwrap();
     let end = wait(&address, &app);
     let _: wire::StartResponse =
         client.call(V3, "Start", &wire::StartRequest { id: app.clone(), exec_id: String::new() }, Some(LIMIT)).unwrap();

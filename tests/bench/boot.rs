@@ -19,13 +19,19 @@ fn main() {
     run(&osc, &["image", "build", "--if-needed"]);
     let guest = Guest::new(&osc, &init, dir.path());
 
-    let (mut nothing, mut ready, mut whole) = (vec![], vec![], vec![]);
+    let virtme = virtme_ng(&guest, dir.path());
+    let (mut nothing, mut ready, mut whole, mut theirs) = (vec![], vec![], vec![], vec![]);
     for i in 0..RUNS {
         nothing.push(guest.power_off());
         let start = Instant::now();
         let text = run(&osc, &["run", "--timings", "--", "true"]).1;
         whole.push(start.elapsed().as_secs_f64() * 1e3);
         ready.push(phase(&text, "qemu") + phase(&text, "guest boot"));
+        if let Some(script) = &virtme {
+            let start = Instant::now();
+            run(Path::new("unshare"), &["--mount", "sh", "-ec", script]);
+            theirs.push(start.elapsed().as_secs_f64() * 1e3);
+        }
         eprintln!("boot {}/{RUNS}", i + 1);
     }
     let (mut raw_out, mut raw_in, mut out, mut inward) = (vec![], vec![], vec![], vec![]);
@@ -47,9 +53,35 @@ fn main() {
         timed("stdin, 64 KiB blocks", &inward, "MB/s", Some(median(&raw_in)), ""),
         timed("initrd build", &builds, "ms", None, ""),
     ];
+    if !theirs.is_empty() {
+        rows.insert(3, timed("vng -- true, the same kernel and root", &theirs, "ms", Some(base), ""));
+    }
     rows.extend(footprint(&osc));
     rows.extend(sizes(&osc));
     report("boot", &rows);
+}
+
+/// A script that runs `true` under virtme-ng with the kernel that osc boots; `None` where virtme-ng is not installed.
+fn virtme_ng(guest: &Guest, dir: &Path) -> Option<String> {
+    let virtme = std::env::var("BENCH_VNG").ok().filter(|v| !v.is_empty())?;
+    let release = guest.kernel().parent()?.file_name()?.to_str()?.to_owned();
+    let source = [format!("/lib/modules/{release}"), format!("/var/cache/kata-containers/kernels/{release}")];
+    let source = source.into_iter().find(|s| Path::new(s).join("vmlinuz").exists())?;
+    // It knows a kernel's modules by the kernel's name, and looks for them in one place.
+    let modules = match source.strip_prefix("/var") {
+        Some(_) => format!(
+            "mkdir -p /lib/modules; mount -t tmpfs modules /lib/modules; mkdir /lib/modules/{release}; \
+             mount --bind {source}/modules /lib/modules/{release};"
+        ),
+        None => String::new(),
+    };
+    let kernel = dir.join(format!("vmlinuz-{release}"));
+    fs::copy(Path::new(&source).join("vmlinuz"), &kernel).unwrap();
+    let accel = if Path::new("/dev/kvm").exists() { "" } else { "--disable-kvm" };
+    Some(format!(
+        "{modules} export PYTHONPATH={virtme} PATH={virtme}/bin:$PATH; exec vng {accel} -r {} -- true </dev/null",
+        kernel.display()
+    ))
 }
 
 /// A phase's length in what `--timings` draws, ms.

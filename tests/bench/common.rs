@@ -96,6 +96,11 @@ impl Guest {
         Spawn::new(&self.program).args(args).fd(agent.0, 4).fd(mux, 5).death_signal(libc::SIGKILL).start().unwrap()
     }
 
+    /// The kernel that osc boots.
+    pub fn kernel(&self) -> &Path {
+        Path::new(&self.args[self.args.iter().position(|a| a == "-kernel").unwrap() + 1])
+    }
+
     /// From exec to the end, ms.
     pub fn power_off(&self) -> f64 {
         let (_ours, theirs) = UnixStream::pair().unwrap();

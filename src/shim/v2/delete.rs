@@ -29,10 +29,11 @@ pub fn delete(flags: &Flags) -> Result<Vec<u8>> {
     sandbox::check_id(&pod)?;
     let dir = record::dir_of(&pod);
     let told = record::read(&dir).unwrap_or_default().exit_of(&flags.id);
-    sweep(&dir, own)?;
-    // The root's mounts are the record's; those of a bundle whose record is gone are looked for as well.
-    let rootfs = bundle.join("rootfs");
-    mount::detach_below(&rootfs).at(Stage::Share, || format!("unmount {}", rootfs.display()))?;
+    if sweep(&dir, own)? {
+        // The root's mounts are the record's; those of a bundle whose record is gone are looked for as well.
+        let rootfs = bundle.join("rootfs");
+        mount::detach_below(&rootfs).at(Stage::Share, || format!("unmount {}", rootfs.display()))?;
+    }
     if own {
         let _ = std::fs::remove_file(socket_path(&flags.address, &flags.namespace, &pod));
     }
@@ -42,20 +43,24 @@ pub fn delete(flags: &Flags) -> Result<Vec<u8>> {
     Ok(answer.encode_to_vec())
 }
 
-/// A pod whose owner is gone is undone. An owner that lives is not touched for the sake of one of its containers; for the
-/// pod's own sake it is ended: its manager has given it up.
-fn sweep(dir: &std::path::Path, own: bool) -> Result<()> {
+/// A pod whose owner is gone is undone. An owner that lives is not touched for the sake of one of its containers, nor is
+/// anything of that container (containerd runs `delete` late, when a container of the same name may be there again); for the
+/// pod's own sake it is ended: its manager has given it up. Whether the owner is gone.
+fn sweep(dir: &std::path::Path, own: bool) -> Result<bool> {
     let undone = |limit| cleanup::undo_when_free(dir, limit).at(Stage::Request, || format!("clean up {}", dir.display()));
-    if undone(Duration::ZERO)? || !own {
-        return Ok(());
+    if undone(Duration::ZERO)? {
+        return Ok(true);
     }
-    let Some((pid, _)) = record::read(dir).unwrap_or_default().owner() else { return Ok(()) };
+    if !own {
+        return Ok(false);
+    }
+    let Some((pid, _)) = record::read(dir).unwrap_or_default().owner() else { return Ok(false) };
     // The lock is held, so the pid is still its owner's.
     if let Some(start) = process::start_time(pid) {
         process::kill_named(pid, start).at(Stage::Request, || format!("end shim {pid}"))?;
     }
     if undone(GONE)? {
-        return Ok(());
+        return Ok(true);
     }
     Err(Failure::new(Stage::Request, format!("shim {pid} does not end")).way_out("kill it, then run osc reap"))
 }

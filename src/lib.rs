@@ -20,6 +20,7 @@ pub mod error;
 pub mod fs;
 pub mod log;
 pub mod memory;
+pub mod metrics;
 pub mod net;
 pub mod process;
 pub mod role;

@@ -108,7 +108,7 @@ impl Guest {
 
     fn memory_mib(&self) -> u64 {
         let metrics = self.metrics();
-        let line = metrics.lines().find(|l| l.contains("item=\"memtotal\"")).unwrap();
+        let line = metrics.lines().find(|l| l.contains("item=\"mem_total\"")).unwrap();
         line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64 >> 20
     }
 

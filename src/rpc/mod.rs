@@ -6,6 +6,7 @@
 mod client;
 mod deadlines;
 pub mod frame;
+pub mod http;
 pub mod hybrid;
 pub mod mux;
 pub mod reconnect;

@@ -2,26 +2,15 @@
 //!
 //! The names and labels are those of Kata's metrics document (docs/design/kata-2-0-metrics.md); the values come from proc(5).
 
-use std::fmt::Write;
-use std::fs;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{AgentService, Answer};
+use crate::metrics::{Kind, Text, field, own_process, process, read, snake, times};
 use crate::rpc::wire::agent::{GetMetricsRequest, Metrics, NetworkStats};
 
-/// The text being written.
-struct Text(String);
-
-impl Text {
-    fn family(&mut self, name: &str, help: &str) {
-        let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} gauge\n");
-    }
-
-    /// `labels` as `a="x",b="y"`, or empty.
-    fn value(&mut self, name: &str, labels: &str, value: impl std::fmt::Display) {
-        let braces = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
-        let _ = writeln!(self.0, "{name}{braces} {value}");
-    }
-}
+/// How often somebody asked.
+static SCRAPES: AtomicU64 = AtomicU64::new(0);
 
 impl AgentService {
     pub(super) fn metrics(&self, _: GetMetricsRequest) -> Answer<Metrics> {
@@ -30,9 +19,10 @@ impl AgentService {
         meminfo(&mut text, &read("/proc/meminfo"));
         cpu_time(&mut text, &read("/proc/stat"));
         named_values(&mut text, "kata_guest_vm_stat", "Statistics about virtual memory in the guest.", &read("/proc/vmstat"));
-        netdev(&mut text);
+        crate::metrics::netdev(&mut text, "kata_guest_netdev_stat", "Guest net devices stats.", &read("/proc/net/dev"));
         diskstats(&mut text, &read("/proc/diskstats"));
-        agent(&mut text, &read("/proc/self/status"), &read("/proc/self/io"));
+        filesystems(&mut text, &read("/proc/self/mounts"));
+        agent(&mut text);
         Ok(Metrics { metrics: text.0 })
     }
 }
@@ -64,13 +54,13 @@ fn interface(line: &str) -> Option<NetworkStats> {
 
 fn load(text: &mut Text, loadavg: &str) {
     const NAME: &str = "kata_guest_load";
-    text.family(NAME, "Guest system load.");
+    text.family(NAME, "gauge", "Guest system load.");
     for (item, value) in ["load1", "load5", "load15"].iter().zip(loadavg.split_whitespace()) {
         text.value(NAME, &format!("item=\"{item}\""), value);
     }
     // "running/all" is the fourth word.
     const TASKS: &str = "kata_guest_tasks";
-    text.family(TASKS, "Guest system load.");
+    text.family(TASKS, "gauge", "Guest system load.");
     if let Some((running, all)) = loadavg.split_whitespace().nth(3).and_then(|w| w.split_once('/')) {
         text.value(TASKS, "item=\"cur\"", running);
         text.value(TASKS, "item=\"max\"", all);
@@ -79,19 +69,19 @@ fn load(text: &mut Text, loadavg: &str) {
 
 fn meminfo(text: &mut Text, meminfo: &str) {
     const NAME: &str = "kata_guest_meminfo";
-    text.family(NAME, "Statistics about memory usage in the system.");
+    text.family(NAME, "gauge", "Statistics about memory usage in the system.");
     for (item, value) in meminfo.lines().filter_map(|l| l.split_once(':')) {
         let mut words = value.split_whitespace();
         let Some(number) = words.next().and_then(|n| n.parse::<u64>().ok()) else { continue };
         let bytes = if words.next() == Some("kB") { number * 1024 } else { number };
-        text.value(NAME, &format!("item=\"{}\"", item.to_lowercase().replace(['(', ')'], "_")), bytes);
+        text.value(NAME, &format!("item=\"{}\"", snake(item)), bytes);
     }
 }
 
 fn cpu_time(text: &mut Text, stat: &str) {
     const NAME: &str = "kata_guest_cpu_time";
     const ITEMS: [&str; 10] = ["user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal", "guest", "guest_nice"];
-    text.family(NAME, "Guest CPU statistics.");
+    text.family(NAME, "gauge", "Guest CPU statistics.");
     for line in stat.lines().filter(|l| l.starts_with("cpu")) {
         let mut words = line.split_whitespace();
         let Some(cpu) = words.next().map(|c| c.trim_start_matches("cpu")) else { continue };
@@ -103,7 +93,7 @@ fn cpu_time(text: &mut Text, stat: &str) {
 }
 
 fn named_values(text: &mut Text, name: &str, help: &str, lines: &str) {
-    text.family(name, help);
+    text.family(name, "gauge", help);
     for (item, value) in lines.lines().filter_map(|l| l.split_once([' ', ':'])) {
         if let Ok(value) = value.trim().parse::<u64>() {
             text.value(name, &format!("item=\"{item}\""), value);
@@ -111,29 +101,9 @@ fn named_values(text: &mut Text, name: &str, help: &str, lines: &str) {
     }
 }
 
-fn netdev(text: &mut Text) {
-    const NAME: &str = "kata_guest_netdev_stat";
-    text.family(NAME, "Guest net devices stats.");
-    for i in network() {
-        let items = [
-            ("recv_bytes", i.rx_bytes),
-            ("recv_packets", i.rx_packets),
-            ("recv_errs", i.rx_errors),
-            ("recv_drop", i.rx_dropped),
-            ("sent_bytes", i.tx_bytes),
-            ("sent_packets", i.tx_packets),
-            ("sent_errs", i.tx_errors),
-            ("sent_drop", i.tx_dropped),
-        ];
-        for (item, value) in items {
-            text.value(NAME, &format!("interface=\"{}\",item=\"{item}\"", i.name), value);
-        }
-    }
-}
-
 fn diskstats(text: &mut Text, lines: &str) {
     const NAME: &str = "kata_guest_diskstat";
-    const ITEMS: [&str; 11] = [
+    const ITEMS: [&str; 17] = [
         "reads",
         "merged",
         "sectors_read",
@@ -145,8 +115,14 @@ fn diskstats(text: &mut Text, lines: &str) {
         "in_progress",
         "time_in_progress",
         "weighted_time_in_progress",
+        "discards",
+        "discards_merged",
+        "sectors_discarded",
+        "time_discarding",
+        "flushes",
+        "time_flushing",
     ];
-    text.family(NAME, "Disks stats in system.");
+    text.family(NAME, "gauge", "Disks stats in system.");
     for line in lines.lines() {
         let mut words = line.split_whitespace().skip(2);
         let Some(disk) = words.next() else { continue };
@@ -156,23 +132,51 @@ fn diskstats(text: &mut Text, lines: &str) {
     }
 }
 
-fn agent(text: &mut Text, status: &str, io: &str) {
-    let field = |name: &str| {
-        status.lines().find_map(|l| l.strip_prefix(name)).and_then(|v| v.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0)
-    };
-    for (name, help, value) in [
-        ("kata_agent_threads", "Agent process threads.", field("Threads:")),
-        ("kata_agent_total_rss", "Agent process total rss size.", field("VmRSS:") * 1024),
-        ("kata_agent_total_vm", "Agent process total vm size.", field("VmSize:") * 1024),
-    ] {
-        text.family(name, help);
-        text.value(name, "", value);
+/// What has a size: a share, a disk, memory. The kernel's own windows have none.
+fn filesystems(text: &mut Text, mounts: &str) {
+    // Of several mounts on one point only the last is seen.
+    let sizes: BTreeMap<String, rustix::fs::StatVfs> = mounts
+        .lines()
+        .filter_map(|l| {
+            let point = l.split(' ').nth(1)?.replace("\\040", " ");
+            let stat = rustix::fs::statvfs(point.as_str()).ok().filter(|s| s.f_blocks > 0)?;
+            Some((point, stat))
+        })
+        .collect();
+    type Figure = fn(&rustix::fs::StatVfs) -> u64;
+    let families: [(&str, &str, [(&str, Figure); 3]); 2] = [
+        (
+            "kata_guest_filesystem_bytes",
+            "Guest filesystem size in bytes.",
+            [("total", |s| s.f_blocks * s.f_frsize), ("free", |s| s.f_bfree * s.f_frsize), ("available", |s| s.f_bavail * s.f_frsize)],
+        ),
+        (
+            "kata_guest_filesystem_inodes",
+            "Guest filesystem inodes.",
+            [("total", |s| s.f_files), ("free", |s| s.f_ffree), ("available", |s| s.f_favail)],
+        ),
+    ];
+    for (name, help, items) in families {
+        text.family(name, "gauge", help);
+        for (point, stat) in &sizes {
+            let point = crate::metrics::escape(point);
+            for (item, of) in items {
+                text.value(name, &format!("mountpoint=\"{point}\",item=\"{item}\""), of(stat));
+            }
+        }
     }
-    named_values(text, "kata_agent_io_stat", "Agent process IO statistics.", io);
 }
 
-fn read(path: &str) -> String {
-    fs::read_to_string(path).unwrap_or_default()
+fn agent(text: &mut Text) {
+    let (stat, status) = (read("/proc/self/stat"), read("/proc/self/status"));
+    let bytes = |name: &str| field(&status, name).unwrap_or(0) * 1024;
+    let [user, system, ..] = times(&stat);
+    text.single("kata_agent_total_time", "gauge", "Agent process total time, clock ticks.", user + system);
+    text.single("kata_agent_total_rss", "gauge", "Agent process total rss size.", bytes("VmRSS:"));
+    text.single("kata_agent_total_vm", "gauge", "Agent process total vm size.", bytes("VmSize:"));
+    text.single("kata_agent_scrape_count", "counter", "Metrics scrape count.", SCRAPES.fetch_add(1, Ordering::Relaxed) + 1);
+    process(text, "kata_agent", "Agent", std::process::id(), Kind::Agent);
+    own_process(text, "kata_agent");
 }
 
 #[cfg(test)]
@@ -181,16 +185,16 @@ mod tests {
 
     #[test]
     fn lines_of_proc_become_samples() {
-        let mut text = Text(String::new());
+        let mut text = Text::default();
         load(&mut text, "0.10 0.20 0.30 2/77 1234\n");
         meminfo(&mut text, "MemTotal:  1024 kB\nHugePages_Total:  3\nActive(anon):  1 kB\n");
         cpu_time(&mut text, "cpu  1 2 3\ncpu0 4 5 6\nintr 7\n");
         for line in [
             "kata_guest_load{item=\"load15\"} 0.30",
             "kata_guest_tasks{item=\"max\"} 77",
-            "kata_guest_meminfo{item=\"memtotal\"} 1048576",
+            "kata_guest_meminfo{item=\"mem_total\"} 1048576",
             "kata_guest_meminfo{item=\"hugepages_total\"} 3",
-            "kata_guest_meminfo{item=\"active_anon_\"} 1024",
+            "kata_guest_meminfo{item=\"active_anon\"} 1024",
             "kata_guest_cpu_time{cpu=\"total\",item=\"nice\"} 2",
             "kata_guest_cpu_time{cpu=\"0\",item=\"system\"} 6",
         ] {

@@ -1,19 +1,14 @@
 //! Figures for Prometheus (text format 0.0.4), served over HTTP where `--metrics` says.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::pods::Pods;
 use crate::error::{At, Result, Stage};
-
-/// How long a client may take to ask.
-const ASK: Duration = Duration::from_secs(5);
-
-/// Lines of a request that are read; more is nobody we know.
-const LINES: usize = 100;
+use crate::metrics::{CONTENT_TYPE, Text};
+use crate::rpc::http::{self, Reply};
 
 /// What has happened since this adaptor started.
 #[derive(Default)]
@@ -42,18 +37,19 @@ impl Counts {
 
     /// `states`: VMs by their state.
     pub fn render(&self, states: &BTreeMap<String, u64>) -> String {
-        let mut text = String::from("# HELP osc_adaptor_pods Pod VMs by state.\n# TYPE osc_adaptor_pods gauge\n");
-        states.iter().for_each(|(state, n)| text += &format!("osc_adaptor_pods{{state=\"{state}\"}} {n}\n"));
-        text += "# HELP osc_adaptor_phase_seconds Time spent in the phases of making and deleting VMs.\n";
-        text += "# TYPE osc_adaptor_phase_seconds summary\n";
+        let mut text = Text::default();
+        text.family("osc_adaptor_pods", "gauge", "Pod VMs by state.");
+        states.iter().for_each(|(state, n)| text.value("osc_adaptor_pods", &format!("state=\"{state}\""), n));
+        text.family("osc_adaptor_phase_seconds", "summary", "Time spent in the phases of making and deleting VMs.");
         for (phase, (count, sum)) in lock(&self.phases).iter() {
-            text += &format!("osc_adaptor_phase_seconds_sum{{phase=\"{phase}\"}} {}\n", sum.as_secs_f64());
-            text += &format!("osc_adaptor_phase_seconds_count{{phase=\"{phase}\"}} {count}\n");
+            let phase = format!("phase=\"{phase}\"");
+            text.value("osc_adaptor_phase_seconds_sum", &phase, sum.as_secs_f64());
+            text.value("osc_adaptor_phase_seconds_count", &phase, count);
         }
-        text += "# HELP osc_adaptor_provider_errors_total Calls that the provider refused.\n";
-        text += "# TYPE osc_adaptor_provider_errors_total counter\n";
-        lock(&self.errors).iter().for_each(|(call, n)| text += &format!("osc_adaptor_provider_errors_total{{call=\"{call}\"}} {n}\n"));
-        text
+        const ERRORS: &str = "osc_adaptor_provider_errors_total";
+        text.family(ERRORS, "counter", "Calls that the provider refused.");
+        lock(&self.errors).iter().for_each(|(call, n)| text.value(ERRORS, &format!("call=\"{call}\""), n));
+        text.0
     }
 }
 
@@ -61,25 +57,15 @@ impl Counts {
 pub fn serve(address: &str, pods: Arc<Pods>) -> Result<()> {
     let listener = TcpListener::bind(address).at(Stage::Request, || format!("OSC_METRICS={address}"))?;
     crate::thread::start("metrics", move || {
-        for client in listener.incoming().flatten() {
-            if let Err(e) = answer(client, &pods) {
-                log::debug!("metrics: {e}");
-            }
-        }
+        http::serve(
+            &listener,
+            Arc::new(move |request| match request.path.as_str() {
+                "/metrics" => Reply::ok(CONTENT_TYPE, pods.metrics()),
+                _ => Reply::not_found(request),
+            }),
+        )
     });
     Ok(())
-}
-
-fn answer(mut client: TcpStream, pods: &Pods) -> std::io::Result<()> {
-    client.set_read_timeout(Some(ASK))?;
-    client.set_write_timeout(Some(ASK))?;
-    let mut lines = BufReader::new(client.try_clone()?).lines();
-    let first = lines.next().transpose()?.unwrap_or_default();
-    // The rest says nothing to us; unread it would make the kernel reset the connection.
-    lines.take(LINES).take_while(|l| l.as_ref().is_ok_and(|l| !l.is_empty())).for_each(drop);
-    let (status, body) = if first.starts_with("GET /metrics ") { ("200 OK", pods.metrics()) } else { ("404 Not Found", String::new()) };
-    let head = format!("HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {}\r\n", body.len());
-    client.write_all(format!("{head}Connection: close\r\n\r\n{body}").as_bytes())
 }
 
 #[cfg(test)]

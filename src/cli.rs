@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::error::{At, Failure, Result, Stage};
-use crate::shim::{check, ctl, image, install, report, run};
+use crate::shim::{check, ctl, image, install, monitor, report, run};
 
 /// Every pod in a virtual machine of its own.
 #[derive(Parser)]
@@ -32,6 +32,12 @@ enum Command {
     Logs(ctl::Logs),
     /// Stop sandboxes, or remove what is kept of those that ended
     Stop(ctl::Stop),
+    /// Print a sandbox's figures, as Prometheus reads them
+    Metrics(monitor::Metrics),
+    /// Serve the figures of all sandboxes to Prometheus, as kata-monitor does
+    Monitor(monitor::Monitor),
+    /// Show the pods of this host: vCPUs, memory, I/O, overhead
+    Top(monitor::Top),
     /// Clear what a crash left
     Reap(ctl::Reap),
     /// Tell what this host has and lacks for running VMs
@@ -102,6 +108,12 @@ fn act(command: Command) -> Result<i32> {
         Command::Debug(c) => c.run(),
         Command::Logs(c) => done(c.run()),
         Command::Stop(c) => done(c.run()),
+        Command::Metrics(c) => done(c.run()),
+        Command::Monitor(c) => {
+            log_to_stderr_at(log::LevelFilter::Info);
+            done(c.run())
+        }
+        Command::Top(c) => done(c.run()),
         Command::Reap(c) => done(c.run()),
         Command::Check(c) => c.run(),
         Command::Report(c) => done(c.run()),

@@ -4,6 +4,7 @@ pub mod check;
 pub mod ctl;
 pub mod image;
 pub mod install;
+pub mod monitor;
 pub mod progress;
 pub mod report;
 pub mod run;

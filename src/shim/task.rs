@@ -1,15 +1,18 @@
 //! The Task API, `containerd.task.v2` and `v3` (the same but for the package's name): translates calls to the sandbox.
 
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::event::{PollFd, PollFlags, poll};
 
 use super::sandbox::io::Names;
 use super::sandbox::{Container, Exit, Sandbox, State};
 use super::stats;
 use super::stdio::{self, Whose};
 use crate::error::{At, Failure, Result, Stage};
+use crate::metrics::Durations;
 use crate::rpc::wire::google::{Any, Empty, Timestamp};
 use crate::rpc::wire::oci::{LinuxResources, Process as ProcessSpec};
 use crate::rpc::wire::{containerd, task as wire};
@@ -54,20 +57,45 @@ pub struct Task<P> {
     pod: Arc<P>,
 }
 
+/// A listener, and what is done with each of its clients.
+pub type Door = (UnixListener, Box<dyn Fn(UnixStream) + Send>);
+
+/// How long calls took, by method.
+pub static CALLS: Durations = Durations::new();
+
 /// Serves `services` on `listener` until the process ends, every client on a thread of its own.
-pub fn serve(listener: UnixListener, services: Vec<Arc<dyn Service>>) {
+pub fn door(listener: UnixListener, services: Vec<Arc<dyn Service>>) -> Door {
     let server = Arc::new(Server::new(services));
+    let serve = move |client: UnixStream| {
+        let server = server.clone();
+        let served = crate::thread::try_start("task", move || {
+            if let Err(e) = server.serve(Stream::from(client)) {
+                log::debug!("a client of the Task API: {e}");
+            }
+        });
+        // The client is hung up on: better than a shim that is gone.
+        if let Err(e) = served {
+            log::error!("a client of the Task API cannot be served: {e}");
+        }
+    };
+    (listener, Box::new(serve))
+}
+
+/// Waits for clients at all `doors`, on one thread.
+pub fn open(doors: Vec<Door>) {
     crate::thread::start("task-accept", move || {
-        for client in listener.incoming().flatten() {
-            let server = server.clone();
-            let served = crate::thread::try_start("task", move || {
-                if let Err(e) = server.serve(Stream::from(client)) {
-                    log::debug!("a client of the Task API: {e}");
+        loop {
+            let mut waiting: Vec<PollFd> = doors.iter().map(|(listener, _)| PollFd::new(listener, PollFlags::IN)).collect();
+            match poll(&mut waiting, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return log::error!("poll: {e}"),
+            }
+            let ready: Vec<bool> = waiting.iter().map(|w| !w.revents().is_empty()).collect();
+            for ((listener, serve), _) in doors.iter().zip(ready).filter(|(_, ready)| *ready) {
+                match listener.accept() {
+                    Ok((client, _)) => serve(client),
+                    Err(e) => log::debug!("accept: {e}"),
                 }
-            });
-            // The client is hung up on: better than a shim that is gone.
-            if let Err(e) = served {
-                log::error!("a client of the Task API cannot be served: {e}");
             }
         }
     });
@@ -230,7 +258,7 @@ impl<P: Pod + 'static> Service for Task<P> {
     }
 
     fn call(&self, context: &Context, method: &str, payload: &[u8]) -> Result<Vec<u8>, Status> {
-        self.dispatch(context, method, payload)
+        CALLS.time(method, || self.dispatch(context, method, payload))
     }
 }
 

@@ -101,6 +101,9 @@ pub trait Vm: Send + Sync {
     /// the channel.
     fn dial(&self, port: u32) -> Result<Stream>;
 
+    /// Where other processes may dial the agent, as Kata writes it: `vsock://3:1024`; `None` where only this one can.
+    fn agent_url(&self) -> Option<String>;
+
     /// Plugs (or takes away) vCPUs and memory until the VM has `want`, or as near as it can; answers what it has.
     /// What was plugged still has to be brought online by the guest.
     fn resize(&self, want: Size) -> Result<Size>;

@@ -102,7 +102,8 @@ fn serve_and_run(
     signals: File,
     progress: &Progress,
 ) -> Result<i32> {
-    task::serve(task::listen(&sandbox.dir().join(super::SOCKET))?, vec![Task::of(Arc::new(sandbox.clone()))]);
+    let commands = task::door(task::listen(&sandbox.dir().join(super::SOCKET))?, vec![Task::of(Arc::new(sandbox.clone()))]);
+    task::open(vec![commands, super::monitor::door(sandbox, &Default::default())?]);
     progress.stage("container");
     let stdio = stdio(args, terminal, sandbox.dir())?;
     start_and_wait(args, sandbox, name, job, stdio, terminal, signals, progress)

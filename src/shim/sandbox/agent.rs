@@ -9,6 +9,7 @@ use std::time::Duration;
 use prost::Message;
 
 use crate::error::{Result, Stage};
+use crate::metrics::Durations;
 use crate::rpc::wire::{agent as wire, google::Empty};
 use crate::rpc::{Client, Code, Status};
 use crate::vm::{Vm, port};
@@ -18,6 +19,9 @@ const LARGE: usize = 64 * 1024;
 
 /// For calls that only look at or change something small.
 const QUICK: Duration = Duration::from_secs(60);
+
+/// How long calls took, by method.
+pub static CALLS: Durations = Durations::new();
 
 pub struct Agent {
     vm: Arc<dyn Vm>,
@@ -47,7 +51,8 @@ impl Agent {
         request: &Req,
         timeout: Option<Duration>,
     ) -> Result<Resp, Status> {
-        self.lane(request.encoded_len())?.call("grpc.AgentService", method, request, timeout)
+        let lane = self.lane(request.encoded_len())?;
+        CALLS.time(method, || lane.call("grpc.AgentService", method, request, timeout))
     }
 
     /// A call that answers nothing and is over soon.

@@ -10,6 +10,7 @@ pub mod cgroup;
 pub mod cleanup;
 pub mod container;
 mod elsewhere;
+mod figures;
 pub mod files;
 pub mod hooks;
 pub mod io;

@@ -1,5 +1,6 @@
 //! The daemon: one sandbox, made at the first Create, served until the manager says Shutdown.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::os::fd::FromRawFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -25,6 +26,7 @@ use crate::rpc::wire::options::Options;
 use crate::rpc::wire::{containerd, events as wire, task};
 use crate::shim::SOCKET;
 use crate::shim::ctl::DEBUG;
+use crate::shim::monitor;
 use crate::shim::progress::Progress;
 use crate::shim::sandbox::io::Names;
 use crate::shim::sandbox::record::Thing;
@@ -60,7 +62,7 @@ pub fn serve(name: &str, flags: &Flags) -> Result<()> {
         socket,
         sandbox: Mutex::default(),
     });
-    face::serve(listener, vec![Task::of(Arc::new(shim.clone())), Arc::new(Arc::new(SandboxApi::of(shim)))]);
+    face::open(vec![face::door(listener, vec![Task::of(Arc::new(shim.clone())), Arc::new(Arc::new(SandboxApi::of(shim)))])]);
     porter.serve()
 }
 
@@ -134,7 +136,7 @@ impl Shim {
             config,
         };
         let sandbox = Sandbox::start(new, &Progress::new(false))?;
-        let ready = self.adopt(&sandbox);
+        let ready = self.adopt(&sandbox, &spec.annotations);
         if let Err(e) = ready {
             sandbox.stop(false);
             return Err(e);
@@ -154,7 +156,7 @@ impl Shim {
     }
 
     /// What goes with the sandbox: its events, its socket for `osc exec`, ours in its record.
-    fn adopt(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<()> {
+    fn adopt(self: &Arc<Self>, sandbox: &Arc<Sandbox>, annotations: &BTreeMap<String, String>) -> Result<()> {
         if let Some(path) = &self.socket {
             sandbox.owns(Thing::File { path: path.clone() })?;
         }
@@ -173,7 +175,7 @@ impl Shim {
             }
         }));
         let listener = face::listen(&sandbox.dir().join(SOCKET))?;
-        face::serve(listener, vec![Task::of(Arc::new(self.clone()))]);
+        face::open(vec![face::door(listener, vec![Task::of(Arc::new(self.clone()))]), monitor::door(sandbox, annotations)?]);
         Ok(())
     }
 

@@ -54,6 +54,14 @@ impl Link {
         }
     }
 
+    /// Where any process may dial the agent.
+    pub fn agent_url(&self) -> Option<String> {
+        match self {
+            Link::Serial { .. } => None,
+            Link::Vsock { cid } => Some(format!("vsock://{cid}:{}", port::AGENT)),
+        }
+    }
+
     /// A new stream to `port`; `gone` waits a while and tells whether nobody will ever listen.
     pub fn dial(&self, port: u32, gone: &dyn Fn(Duration) -> bool) -> Result<Stream> {
         match self {

@@ -321,6 +321,10 @@ impl Vm for Qemu {
         self.link.dial(port, &|limit| self.process.wait_timeout(limit).is_some())
     }
 
+    fn agent_url(&self) -> Option<String> {
+        self.link.agent_url()
+    }
+
     fn resize(&self, want: Size) -> Result<Size> {
         let mut plugged = self.plugged.lock().unwrap_or_else(|p| p.into_inner());
         let vcpus = hotplug::grow_vcpus(&self.qmp, want.vcpus.min(self.max.vcpus))?;

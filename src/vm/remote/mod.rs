@@ -214,6 +214,10 @@ impl Vm for Remote {
         Ok(ours.into())
     }
 
+    fn agent_url(&self) -> Option<String> {
+        Some(format!("remote://{}", self.agent.display()))
+    }
+
     fn resize(&self, want: Size) -> Result<Size> {
         Ok(want)
     }

@@ -5,6 +5,7 @@
 //! arrive by rename: shims that run keep the old inode.
 
 mod containerd;
+mod kubernetes;
 mod manifest;
 mod node;
 mod place;
@@ -48,6 +49,40 @@ pub struct Install {
     /// Register with this manager also if it is not here yet; may be given several times
     #[arg(long, value_name = "containerd|crio", value_parser = ["containerd", "crio"])]
     manager: Vec<String>,
+    #[command(flatten)]
+    cluster: ToCluster,
+}
+
+/// Objects for a cluster, printed instead of installing anything here.
+#[derive(clap::Args, Clone, Debug, Default)]
+struct ToCluster {
+    /// Print what a cluster needs for class kata, for kubectl apply -f -
+    #[arg(long, conflicts_with_all = ["peer_pods", "manager", "root"])]
+    kubernetes: bool,
+    /// Print what it needs for peer pods, class kata-remote
+    #[arg(long, requires = "provider", conflicts_with_all = ["manager", "root"])]
+    peer_pods: bool,
+    /// Who makes the VMs of peer pods: qemu, libvirt
+    #[arg(long, value_name = "NAME", requires = "peer_pods")]
+    provider: Option<String>,
+    /// Image with this binary, sh, nsenter and kubectl
+    #[arg(long, value_name = "REFERENCE", default_value = "osc:latest")]
+    image: String,
+    /// Namespace of the objects
+    #[arg(long, value_name = "NAME", default_value = "kube-system")]
+    namespace: String,
+}
+
+impl ToCluster {
+    /// The objects, where they are asked for.
+    fn print(&self, prefix: &Path) -> Result<Option<String>> {
+        let to = kubernetes::Cluster { namespace: &self.namespace, image: &self.image, prefix };
+        match (&self.provider, self.kubernetes) {
+            (Some(provider), _) if self.peer_pods => kubernetes::peer_pods(&to, provider).map(Some),
+            (_, true) => kubernetes::kata(&to).map(Some),
+            _ => Ok(None),
+        }
+    }
 }
 
 /// Remove what `osc install` put here and nobody edited since
@@ -85,6 +120,10 @@ struct Item {
 
 impl Install {
     pub fn run(self) -> Result<()> {
+        if let Some(objects) = self.cluster.print(&self.to.prefix)? {
+            let _ = std::io::stdout().write_all(objects.as_bytes());
+            return Ok(());
+        }
         let program = std::fs::read(this_program()).at(Stage::Request, || "read this program")?;
         let report = self.apply(program)?;
         print(&report);

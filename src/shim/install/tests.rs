@@ -48,7 +48,7 @@ impl Root {
     }
 
     fn install(&self, program: &str) -> Report {
-        Install { to: self.to(), manager: vec![] }.apply(program.into()).unwrap()
+        Install { to: self.to(), manager: vec![], cluster: ToCluster::default() }.apply(program.into()).unwrap()
     }
 
     fn uninstall(&self) -> Report {
@@ -179,11 +179,11 @@ fn what_is_somebody_elses_is_never_touched() {
     root.write("/usr/local/bin/containerd-shim-kata-v2", "Kata's own");
     root.write(texts::DEFAULTS, "# the distribution's\n");
     let before = root.tree();
-    let e = Install { to: root.to(), manager: vec![] }.apply(b"v1".to_vec()).unwrap_err();
+    let e = Install { to: root.to(), manager: vec![], cluster: ToCluster::default() }.apply(b"v1".to_vec()).unwrap_err();
     assert_eq!(e.code, Code::AlreadyExists);
     assert!(e.cause.contains("/usr/local/bin/containerd-shim-kata-v2") && e.way_out.contains("--prefix"), "{e}");
     assert_eq!(root.tree(), before);
-    let elsewhere = Install { to: Where { prefix: "/opt/osc".into(), ..root.to() }, manager: vec![] };
+    let elsewhere = Install { to: Where { prefix: "/opt/osc".into(), ..root.to() }, manager: vec![], cluster: ToCluster::default() };
     assert_eq!(of(&elsewhere.apply(b"v1".to_vec()).unwrap(), texts::DEFAULTS), Done::Kept);
     assert!(root.read(MAIN).contains("runtime_path = \"/opt/osc/bin/containerd-shim-kata-v2\""));
     assert!(root.read(texts::UNIT).contains("ExecStart=/opt/osc/bin/osc image"));
@@ -195,7 +195,7 @@ fn what_is_somebody_elses_is_never_touched() {
 fn another_prefix_moves_it() {
     let root = Root::full();
     root.install("v1");
-    let moved = Install { to: Where { prefix: "/opt/osc".into(), ..root.to() }, manager: vec![] };
+    let moved = Install { to: Where { prefix: "/opt/osc".into(), ..root.to() }, manager: vec![], cluster: ToCluster::default() };
     assert_eq!(of(&moved.apply(b"v1".to_vec()).unwrap(), "/usr/local/bin/osc"), Done::Removed);
     assert!(root.at("/opt/osc/bin/osc").exists() && !root.at("/usr/local/bin/containerd-shim-kata-v2").is_symlink());
 }
@@ -205,7 +205,7 @@ fn a_dry_run_changes_nothing() {
     let root = Root::full();
     let dry = || Where { dry_run: true, ..root.to() };
     let before = root.tree();
-    let report = Install { to: dry(), manager: vec![] }.apply(b"v1".to_vec()).unwrap();
+    let report = Install { to: dry(), manager: vec![], cluster: ToCluster::default() }.apply(b"v1".to_vec()).unwrap();
     assert_eq!(of(&report, "/usr/local/bin/osc"), Done::Put);
     assert_eq!(root.tree(), before);
     root.install("v1");
@@ -219,7 +219,9 @@ fn managers_that_are_not_here() {
     let root = Root::new(&[]);
     let report = root.install("v1");
     assert!(report.notes.len() == 3 && report.notes[1].contains("no containerd") && report.notes[2].contains("no CRI-O"), "{report:?}");
-    let all = Install { to: root.to(), manager: vec!["containerd".into(), "crio".into()] }.apply(b"v1".to_vec()).unwrap();
+    let all = Install { to: root.to(), manager: vec!["containerd".into(), "crio".into()], cluster: ToCluster::default() }
+        .apply(b"v1".to_vec())
+        .unwrap();
     assert_eq!((of(&all, MAIN), of(&all, texts::CRIO)), (Done::Put, Done::Put));
     assert!(root.read(MAIN).starts_with("version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.kata]\n"));
 }
@@ -232,7 +234,7 @@ fn links_in_the_root_lead_nowhere_else() {
     root.dir("/etc");
     std::os::unix::fs::symlink("/real/crio", root.at("/etc/crio")).unwrap();
     std::os::unix::fs::symlink(outside.path(), root.at("/usr")).unwrap();
-    let e = Install { to: root.to(), manager: vec![] }.apply(b"v1".to_vec()).map(|_| ()).unwrap_err();
+    let e = Install { to: root.to(), manager: vec![], cluster: ToCluster::default() }.apply(b"v1".to_vec()).map(|_| ()).unwrap_err();
     assert!(e.cause.contains("/usr"), "{e}");
     assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
     std::fs::remove_file(root.at("/usr")).unwrap();
@@ -257,7 +259,9 @@ fn a_main_file_behind_a_link_keeps_its_link_and_its_mode() {
 fn prefixes_that_make_no_sense() {
     let root = Root::full();
     for prefix in ["usr", "/usr/../etc", ""] {
-        let e = Install { to: Where { prefix: prefix.into(), ..root.to() }, manager: vec![] }.apply(vec![]).unwrap_err();
+        let e = Install { to: Where { prefix: prefix.into(), ..root.to() }, manager: vec![], cluster: ToCluster::default() }
+            .apply(vec![])
+            .unwrap_err();
         assert_eq!(e.code, Code::InvalidArgument, "{prefix}");
     }
     let e = Uninstall { to: Where { root: "/nonexistent".into(), ..root.to() } }.apply().unwrap_err();

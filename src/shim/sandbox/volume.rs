@@ -195,6 +195,10 @@ fn memory_volume(source: &Path) -> Option<Storage> {
         return None;
     }
     let (space, owner) = (rustix::fs::statvfs(source).ok()?, std::fs::metadata(source).ok()?);
+    // A node may have all its pods' directories on a tmpfs: only one of its own is memory that was asked for.
+    if source.parent().and_then(|p| std::fs::metadata(p).ok()).is_some_and(|p| p.dev() == owner.dev()) {
+        return None;
+    }
     let name = source.file_name()?.to_string_lossy().into_owned();
     Some(Storage {
         driver: "ephemeral".into(),
@@ -257,6 +261,21 @@ mod tests {
             assert_eq!(m.source, expected);
             assert!(placed.names.is_empty());
         }
+    }
+
+    #[test]
+    fn an_empty_dir_is_memory_where_it_is_a_tmpfs_of_its_own() {
+        let node = tempfile::tempdir_in("/dev/shm").unwrap();
+        let volume = node.path().join("kubernetes.io~empty-dir/data");
+        std::fs::create_dir_all(&volume).unwrap();
+        assert!(memory_volume(&volume).is_none());
+        let mounted = rustix::mount::mount("tmpfs", &volume, "tmpfs", rustix::mount::MountFlags::empty(), None);
+        if mounted.is_err() {
+            return println!("SKIP an emptyDir in memory: needs to mount");
+        }
+        let storage = memory_volume(&volume);
+        rustix::mount::unmount(&volume, rustix::mount::UnmountFlags::DETACH).unwrap();
+        assert_eq!(storage.unwrap().driver, "ephemeral");
     }
 
     #[test]

@@ -1,48 +1,12 @@
 //! A pod of several containers in one VM, driven by a real containerd with the annotations of Kubernetes' managers.
 
 mod common;
+#[path = "common/pod.rs"]
+mod pod;
 
 use common::containerd::{Containerd, can_run_containerd};
-use common::{name, until};
-
-/// A pod's sandbox and the options that put a container into it.
-struct Pod<'a> {
-    cd: &'a Containerd,
-    id: String,
-}
-
-impl<'a> Pod<'a> {
-    fn start(cd: &'a Containerd, test: &str, extra: &[&str]) -> Pod<'a> {
-        let id = name(test);
-        let options = [&["--annotation", "io.kubernetes.cri.container-type=sandbox"], extra].concat();
-        cd.background_with(&options, &id, &["sleep", "3600"]);
-        Pod { cd, id }
-    }
-
-    fn add(&self, id: &str, extra: &[&str], command: &[&str]) -> common::Output {
-        let sandbox = format!("io.kubernetes.cri.sandbox-id={}", self.id);
-        let kind = ["--annotation", "io.kubernetes.cri.container-type=container", "--annotation", &sandbox];
-        self.cd.run(&[&kind[..], extra].concat(), id, command)
-    }
-
-    fn exec(&self, container: &str, script: &str) -> String {
-        let out = self.cd.exec(container, &name("exec"), &["sh", "-c", script]);
-        assert_eq!(out.status, 0, "{script}: {out:?}");
-        out.stdout.trim().to_owned()
-    }
-
-    fn delete(&self, container: &str) {
-        self.cd.ctr(["task", "kill", "-s", "KILL", container]);
-        until("stopped", || (self.cd.state(container) == "STOPPED").then_some(()));
-        let deleted = self.cd.ctr(["task", "delete", container]);
-        assert!(deleted.stderr.contains("exit code 137"), "{deleted:?}");
-        assert_eq!(self.cd.ctr(["container", "rm", container]).status, 0);
-    }
-
-    fn end(self) {
-        self.cd.remove(&self.id);
-    }
-}
+use common::name;
+use pod::Pod;
 
 #[test]
 fn containers_come_and_go_in_a_living_sandbox() {

@@ -206,7 +206,8 @@ $SCRIPT          env:
 const INSTALL_SCRIPT: &str = r#"set -u
 on_node() { nsenter --target 1 --mount -- "$@"; }
 apply() { # a line `next: COMMAND` for each thing that the node has to do now
-  osc "$@" --root /host | tee /tmp/report || exit 1
+  osc "$@" --root /host >/tmp/report || return 1
+  cat /tmp/report
   sed -n 's/^next: //p' /tmp/report | while read -r line; do on_node $line || exit 1; done
 }
 finish() {
@@ -219,7 +220,7 @@ finish() {
   exit 0
 }
 trap finish TERM
-apply install --prefix $PREFIX
+apply install --prefix $PREFIX || exit 1
 kubectl label node "$NODE_NAME" --overwrite $LABEL=true || exit 1
 while :; do sleep 3600 & wait $!; done
 "#;

@@ -29,6 +29,7 @@ pub mod shim;
 #[cfg(test)]
 mod testing;
 pub mod thread;
+pub mod tool;
 pub mod vm;
 pub mod watch;
 

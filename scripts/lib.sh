@@ -44,6 +44,12 @@ need_vm() {
     scripts/fetch-kernel
 }
 
+# What a pod VM's disk image is made with, and UEFI to boot it.
+need_disk() {
+    as_root
+    apt_install mtools dosfstools e2fsprogs syslinux syslinux-common systemd-boot-efi ovmf
+}
+
 # The Rust virtiofsd beside QEMU's C one; prints its path. Built in the tree's own target: which one pods get does not change.
 rust_virtiofsd() {
     local version=1.14 tools=$ROOT/target/tools

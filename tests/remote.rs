@@ -9,7 +9,7 @@ mod netns;
 use std::fs;
 use std::time::Duration;
 
-use adaptor::{Adaptor, LIMIT, healthy};
+use adaptor::{Adaptor, LIMIT, PeerPod, healthy};
 use common::Rootfs;
 use common::player::{Player, delete, dial, mkfifo, reader, spec, task, until_gone, wait};
 use osc::rpc::Client;
@@ -76,6 +76,7 @@ fn publish(dir: &std::path::Path, version: &str, value: &str) {
 
 const APP: &str = r#"
     cat /secret/key
+    cat /h1/key /h2/key; echo changed > /h1/new
     echo kept > /scratch/file; stat -c %a /scratch
     ip -4 addr show dev eth0 | grep -o "10.88.0.2/24"
     until echo | nc -w 5 10.88.0.1 7000; do sleep 0.1; done
@@ -103,11 +104,16 @@ fn a_container_in_a_pod_vm_has_its_files_and_its_network() {
     fs::create_dir_all(&scratch).unwrap();
     fs::create_dir_all(last.parent().unwrap()).unwrap();
     fs::write(&last, "").unwrap();
+    // Directories of the host, which the pod VM is not on.
+    let hosts = ["h1", "h2"].map(|n| player.path(n));
+    hosts.iter().for_each(|h| publish(h, "..v", "of the host\n"));
 
     let annotations =
         json!({"io.kubernetes.cri-o.ContainerType": "sandbox", "io.kubernetes.cri-o.SandboxID": id, "io.kubernetes.cri-o.KubeName": "web"});
     let mut spec = spec(root.path(), &["sh", "-c", APP], Some(&net.pod.path()), annotations);
-    for (source, destination) in [(&secret, "/secret"), (&scratch, "/scratch"), (&last, "/dev/termination-log")] {
+    for (source, destination) in
+        [(&secret, "/secret"), (&scratch, "/scratch"), (&last, "/dev/termination-log"), (&hosts[0], "/h1"), (&hosts[1], "/h2")]
+    {
         let mount = json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind", "rprivate", "rw"]});
         spec["mounts"].as_array_mut().unwrap().push(mount);
     }
@@ -134,7 +140,7 @@ fn a_container_in_a_pod_vm_has_its_files_and_its_network() {
     let mut server = net.peer.spawn("sh -c 'echo reached | busybox nc -l -p 7000'");
     publish(&secret, "..two", "two\n");
     assert_eq!(ended.join().unwrap().unwrap().exit_status, 7);
-    assert_eq!(out.join().unwrap(), "one\n755\n10.88.0.2/24\nreached\ntwo\n");
+    assert_eq!(out.join().unwrap(), "one\nof the host\nof the host\n755\n10.88.0.2/24\nreached\ntwo\n");
     let _ = server.kill();
     server.wait().unwrap();
     common::until("the termination message", || fs::read_to_string(&last).ok().filter(|t| t == "the end\n"));
@@ -145,7 +151,39 @@ fn a_container_in_a_pod_vm_has_its_files_and_its_network() {
     until_gone(created.pid);
     let log = log.join().unwrap();
     assert!(!log.contains("level=error"), "{log}");
+    assert_eq!(log.matches("it is given a copy").count(), 1, "{log}");
+    assert!(!hosts[0].join("new").exists());
     common::assert_clean(&id);
     assert!(!adaptor.dir.path().join(format!("pods/{id}")).exists(), "{}", adaptor.log());
+    adaptor.kill();
+}
+
+#[test]
+fn a_pod_survives_a_link_that_is_cut_for_a_minute() {
+    const CUT: Duration = Duration::from_secs(60);
+    if std::env::var_os("OSC_TEST_ALL").is_none() {
+        return println!("a_pod_survives_a_link: only where everything is tested (OSC_TEST_ALL)");
+    }
+    if !common::can_run_vms("a_pod_survives_a_link") || !netns::can_make_namespaces("a_pod_survives_a_link") {
+        return;
+    }
+    let mut adaptor = Adaptor::start(&[]);
+    let (player, root, net) = (Player::new(), Rootfs::new(), netns::Pod::new());
+    let script = "n=0; while true; do n=$((n+1)); echo $n > /n; sleep 1; done";
+    let pod = PeerPod::start(&adaptor, &player, spec(root.path(), &["sh", "-c", script], Some(&net.pod.path()), json!({})), &[]);
+    let link = fs::read(adaptor.dir.path().join(format!("pods/{}/vm/link", pod.id))).unwrap();
+    let link: serde_json::Value = serde_json::from_slice(&link).unwrap();
+    let tap = link["tap"].as_str().unwrap();
+    let before: u32 = pod.exec("cat /n").trim().parse().unwrap();
+    netns::sh(&format!("ip link set {tap} down"));
+    std::thread::sleep(CUT);
+    netns::sh(&format!("ip link set {tap} up"));
+    let since = std::time::Instant::now();
+    let after: u32 = pod.exec("cat /n").trim().parse().unwrap();
+    println!("exec answered {} ms after the link was back", since.elapsed().as_millis());
+    assert!(after > before + 30, "{before} {after}");
+    net.peer.run(&format!("busybox ping -c 1 -W 5 {}", netns::POD_V4));
+    let log = pod.end();
+    assert!(!log.contains("level=error"), "{log}");
     adaptor.kill();
 }

@@ -62,7 +62,14 @@ fn run() -> Result<Infallible> {
     let guest = guest::Guest::new(modules.clone(), events, reaper::Reaper::start()).at(Stage::Agent, || "containers")?;
     let guest = Arc::new(guest);
 
-    if let Some(seed) = seed? {
+    let seed = match seed? {
+        None if forwarder::disk::is_ours() => {
+            told(modules.load_rest());
+            Some(forwarder::disk::start(&guest)?)
+        }
+        seed => seed,
+    };
+    if let Some(seed) = seed {
         told(modules.load_rest());
         boot::settle();
         guest.settled.open();

@@ -2,7 +2,8 @@
 //!
 //! The image's layout (`fs/image`): `/lib/modules/core`, one name per line in load order, with `NAME.ko` beside it, raw;
 //! `/lib/modules/demand`, lines `NAME: DEPENDENCY...` (the whole closure, in load order), with `NAME.ko.lz4` beside it (an LZ4
-//! block after its size, u32 little-endian).
+//! block after its size, u32 little-endian); in a pod VM's disk `/lib/modules/alias`, lines `PATTERN NAME`, the kernel's own list of which
+//! module drives which device.
 //!
 //! No lock around a load: the kernel itself loads a module once (EEXIST for the second, which waits for the first), and a set of names
 //! here only saves it the question.
@@ -53,6 +54,9 @@ const PCI_DRIVERS: &[(&str, &str)] = &[
     ("0x1af4:0x1045", "virtio_balloon"),
 ];
 
+/// Where devices are that an image's list names.
+const BUSES: &[&str] = &["pci", "acpi", "virtio", "vmbus", "scsi"];
+
 impl Modules {
     /// Reads the core set's list; loads nothing yet.
     pub fn new(dir: impl Into<PathBuf>) -> Modules {
@@ -90,6 +94,18 @@ impl Modules {
         let id = |path: &Path, name| fs::read_to_string(path.join(name)).map(|s| s.trim().to_owned()).unwrap_or_default();
         let present: HashSet<String> = devices.map(|d| format!("{}:{}", id(&d.path(), "vendor"), id(&d.path(), "device"))).collect();
         PCI_DRIVERS.iter().filter(|(id, _)| present.contains(*id)).filter_map(|(_, module)| self.need(module).err()).collect()
+    }
+
+    /// Loads the drivers of the devices there are by now, where the image says which those are. To be called again when more appear.
+    pub fn load_matching(&self) -> Vec<ModuleError> {
+        let Ok(list) = fs::read_to_string(self.dir.join("alias")) else { return Vec::new() };
+        let entries = |dir: &str| fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
+        let devices = BUSES.iter().flat_map(|bus| entries(&format!("/sys/bus/{bus}/devices")));
+        let present: HashSet<String> = devices.filter_map(|d| fs::read_to_string(d.join("modalias")).ok()).collect();
+        let wanted =
+            list.lines().filter_map(|l| l.rsplit_once(' ')).filter(|(pattern, _)| present.iter().any(|d| matches(pattern, d.trim())));
+        let wanted: HashSet<&str> = wanted.map(|(_, name)| name).collect();
+        wanted.into_iter().filter_map(|module| self.need(module).err()).collect()
     }
 
     /// Loads core modules and frees their files.
@@ -183,6 +199,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|p| p.into_inner())
 }
 
+/// Whether `pattern`, in which `*` stands for anything, is `text`.
+fn matches(pattern: &str, text: &str) -> bool {
+    let Some((first, rest)) = pattern.split_once('*') else { return pattern == text };
+    let Some(mut text) = text.strip_prefix(first) else { return false };
+    let mut pieces: Vec<&str> = rest.split('*').collect();
+    let last = pieces.pop().unwrap_or_default();
+    for piece in pieces {
+        match text.find(piece) {
+            Some(at) => text = &text[at + piece.len()..],
+            None => return false,
+        }
+    }
+    text.ends_with(last)
+}
+
 /// The kernel writes `_` where a file's name may have `-`.
 fn plain(name: &str) -> String {
     name.replace('-', "_")
@@ -217,6 +248,21 @@ mod tests {
         assert!(modules.load_rest().is_empty());
         assert!(modules.need("nosuch").unwrap_err().to_string().starts_with("module nosuch: not in this guest's image"));
         assert!(modules.need("broken").unwrap_err().to_string().starts_with("module broken: read"));
+    }
+
+    #[test]
+    fn devices_are_matched_as_depmod_writes_it() {
+        for (pattern, text, is) in [
+            ("pci:v00001D0Fd0000EC20sv*sd*bc*sc*i*", "pci:v00001D0Fd0000EC20sv00001D0Fsd0000EC20bc02sc00i00", true),
+            ("pci:v00001D0Fd0000EC20sv*sd*bc*sc*i*", "pci:v00001D0Fd0000EC21sv00001D0Fsd0000EC20bc02sc00i00", false),
+            ("acpi*:VMBUS:*", "acpi:VMBUS:", true),
+            ("vmbus:4acc9b2f", "vmbus:4acc9b2f", true),
+            ("vmbus:4acc9b2f", "vmbus:4acc9b2f6", false),
+            ("a*b", "ab", true),
+            ("a*b*b", "ab", false),
+        ] {
+            assert_eq!(matches(pattern, text), is, "{pattern} {text}");
+        }
     }
 
     #[test]

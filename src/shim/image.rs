@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::progress::Progress;
 use crate::error::{Failure, Result, Stage};
+use crate::fs::image::disk::{self, Format};
 use crate::fs::image::{self, Stored, Want};
 use crate::rpc::Code;
 
@@ -25,6 +26,9 @@ pub enum Image {
         /// Only if the cache has none, or a stale one
         #[arg(long, conflicts_with = "output")]
         if_needed: bool,
+        /// A pod VM's whole disk instead (qcow2, raw or vhd), which boots by BIOS and UEFI; --output is then the file
+        #[arg(long, value_name = "FORMAT", conflicts_with = "if_needed")]
+        disk: Option<Format>,
     },
     /// List the images in the cache
     List {
@@ -45,8 +49,12 @@ pub enum Image {
 impl Image {
     pub fn run(self) -> Result<()> {
         match self {
-            Image::Build { kernel_release, modules_dir, output, if_needed } => {
-                build(Want { kernel_release, modules_dir, output, force: !if_needed })
+            Image::Build { kernel_release, modules_dir, output, if_needed, disk } => {
+                let want = Want { kernel_release, modules_dir, output, force: !if_needed };
+                match disk {
+                    Some(format) => build_disk(&want, format),
+                    None => build(want),
+                }
             }
             Image::List { json } => list(json),
             Image::Show { release, json } => show(release.as_deref(), json),
@@ -65,6 +73,18 @@ fn build(want: Want) -> Result<()> {
     let _ = writeln!(out, "initrd  {:>9}  {}", kib(size(&image.initrd)), image.initrd.display());
     let _ = writeln!(out, "kernel  {:>9}  {}", kib(size(&image.kernel)), image.kernel.display());
     let _ = writeln!(out, "{} in {} ms", if image.built { "built" } else { "fresh: looked at" }, start.elapsed().as_millis());
+    Ok(())
+}
+
+fn build_disk(want: &Want, format: Format) -> Result<()> {
+    let start = Instant::now();
+    let progress = Progress::new(std::io::stderr().is_terminal());
+    let disk = disk::build(want, format, &|what| progress.tell(what));
+    progress.clear();
+    let disk = disk?;
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "disk    {:>9}  {} (a VM sees {})", kib(disk.bytes), disk.path.display(), kib(disk.size));
+    let _ = writeln!(out, "built in {} ms", start.elapsed().as_millis());
     Ok(())
 }
 

@@ -5,6 +5,8 @@
 //! `/run/netns/podns`, which every container is given.
 
 mod beside;
+mod dhcp;
+pub mod disk;
 mod intercept;
 mod network;
 mod seed;

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use super::malformed;
 use super::seed::{Ethernet, NetworkConfig};
+use super::{dhcp, malformed};
 use crate::agent::boot;
 use crate::agent::guest::Guest;
 use crate::error::{At, Failure, Result, Stage};
@@ -27,11 +27,14 @@ const OWN: &str = "vm";
 /// The scope of what is on the link (RT_SCOPE_LINK).
 const SCOPE_LINK: u8 = 253;
 
-/// Sets up the VM's interfaces as its network configuration says.
+/// Sets up the VM's interfaces as its network configuration says, or the first one as a DHCP server does.
 pub fn own(guest: &Guest, config: &NetworkConfig) -> Result<()> {
     boot::loopback_up().at(Stage::Network, || "loopback")?;
     let mut nl = Netlink::open()?;
     let mut servers = Vec::new();
+    if config.ethernets.is_empty() {
+        servers.extend(by_dhcp(guest, &mut nl)?.iter().map(|a| format!("nameserver {a}\n")));
+    }
     for (n, (name, wanted)) in config.ethernets.iter().enumerate() {
         let find = || link::list(&mut Netlink::open().ok()?).ok()?.into_iter().find(|l| is(l, name, wanted));
         let link = guest
@@ -57,6 +60,15 @@ pub fn own(guest: &Guest, config: &NetworkConfig) -> Result<()> {
         std::fs::write("/etc/resolv.conf", servers.concat()).at(Stage::Network, || "resolv.conf")?;
     }
     Ok(())
+}
+
+fn by_dhcp(guest: &Guest, nl: &mut Netlink) -> Result<Vec<std::net::Ipv4Addr>> {
+    let first = || link::list(&mut Netlink::open().ok()?).ok()?.into_iter().find(|l| l.ethernet().is_some() && !l.has(libc::IFF_LOOPBACK));
+    let link = guest.events.until(Some(APPEARS), first).ok_or_else(|| Failure::new(Stage::Network, "no network interface appeared"))?;
+    let link = Link { name: format!("{OWN}0"), ..link };
+    link::rename(nl, &link, &link.name)?;
+    link::up(nl, &link, true)?;
+    dhcp::configure(&link)
 }
 
 fn is(link: &Link, name: &str, wanted: &Ethernet) -> bool {

@@ -13,7 +13,7 @@ use crate::error::{At, Result, Stage};
 use crate::rpc::wire::apf::{self, Apf};
 
 /// Where an initramfs, or a NoCloud disk that somebody mounted, has it.
-const DIR: &str = "/media/cidata";
+pub const DIR: &str = "/media/cidata";
 
 /// Files that an adaptor may write: nothing else in this VM is its to change.
 const ALLOWED: &[&str] = &["/run/peerpod/auth.json", "/run/peerpod/initdata", "/run/peerpod/scratch-space.marker"];
@@ -70,12 +70,18 @@ pub struct Nameservers {
 impl Seed {
     /// Takes the seed out of the initramfs; `None` where this guest is no pod VM. To be called before the root changes.
     pub fn take() -> Option<Result<Seed>> {
+        let seed = Seed::read();
+        for name in ["user-data", "network-config"] {
+            let _ = fs::remove_file(Path::new(DIR).join(name));
+        }
+        seed
+    }
+
+    /// What lies there now.
+    pub fn read() -> Option<Result<Seed>> {
         let dir = Path::new(DIR);
         let user_data = fs::read_to_string(dir.join("user-data")).ok()?;
         let network = fs::read_to_string(dir.join("network-config")).unwrap_or_default();
-        for name in ["user-data", "network-config"] {
-            let _ = fs::remove_file(dir.join(name));
-        }
         Some(Seed::parse(&user_data, &network))
     }
 

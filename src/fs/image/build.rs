@@ -80,7 +80,7 @@ impl Inputs {
 pub struct Binary {
     pub identity: String,
     pub sha256: String,
-    data: Vec<u8>,
+    pub(super) data: Vec<u8>,
 }
 
 impl Binary {
@@ -131,7 +131,7 @@ pub fn build(dir: &Path, plan: &Plan, progress: &dyn Fn(&str)) -> Result<Manifes
     progress("guest image: kernel");
     let vmlinux_bytes = put_vmlinux(&dir.join(VMLINUX), plan)?;
     progress("guest image: modules");
-    let set = modules::collect(kernel)?;
+    let set = modules::collect(kernel, &[])?;
     progress("guest image: initrd");
     let name = format!("{}-kata-{}.initrd", plan.os, kernel.release);
     let release = format!("kernel={}\nosc={}\n", kernel.release, crate::VERSION);

@@ -67,6 +67,10 @@ fn entries<'a>(init: &'a [u8], set: &'a Set, release: &'a str) -> Vec<Entry<'a>>
     let demand: String =
         set.demand.iter().map(|(name, needs)| format!("{}\n", [&[format!("{name}:")], &needs[..]].concat().join(" "))).collect();
     entries.push(entry("lib/modules/demand", FILE, demand.into_bytes()));
+    if !set.aliases.is_empty() {
+        let alias: String = set.aliases.iter().map(|(pattern, name)| format!("{pattern} {name}\n")).collect();
+        entries.push(entry("lib/modules/alias", FILE, alias.into_bytes()));
+    }
     // What is loaded seldom is carried small.
     let packed = |data| lz4_flex::block::compress_prepend_size(data);
     entries.extend(set.demand_modules.iter().map(|m| entry(&format!("lib/modules/{}.ko.lz4", m.name), FILE, packed(&m.data))));

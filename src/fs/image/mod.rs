@@ -8,6 +8,7 @@
 //! /init -> sbin/init        /sbin/init        this binary
 //! /lib/modules/core         names in load order, one a line; NAME.ko beside it, raw
 //! /lib/modules/demand       `NAME: DEPENDENCY...`, the closure in load order; NAME.ko.lz4 beside it
+//! /lib/modules/alias        `PATTERN NAME` of devices; only on a pod VM's disk
 //! /etc/osc-release          key=value
 //! /dev/console              so that PID 1 has somewhere to speak before it mounts anything
 //! /proc /sys /run /tmp      empty
@@ -16,6 +17,7 @@
 mod build;
 mod bzimage;
 mod cache;
+pub mod disk;
 mod gc;
 mod initrd;
 mod kernel;
@@ -91,6 +93,9 @@ pub enum ImageError {
     /// The kernel was built without something that no guest can do without.
     #[error("kernel {release}: no module {module} in {dir}, and it is not built in", dir = dir.display())]
     Module { release: String, module: String, dir: PathBuf },
+    /// A program that makes a part of a disk image is missing or failed.
+    #[error("disk image: {0}")]
+    Tool(#[from] crate::tool::ToolError),
     /// A full disk, most likely.
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },
@@ -118,6 +123,7 @@ impl From<ImageError> for Failure {
                 "free some space there: an image takes about 60 MiB".into()
             }
             ImageError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => "run it as root".into(),
+            ImageError::Tool(tool) => tool.way_out(),
             ImageError::Io { .. } => String::new(),
         };
         let code = if matches!(e, ImageError::Io { .. }) { Code::Internal } else { Code::FailedPrecondition };

@@ -19,6 +19,30 @@ const ESSENTIAL: [&str; 4] = ["virtio_pci", "virtio_console", "virtiofs", "overl
 const DEMAND: [&str; 9] =
     ["virtio_blk", "virtio_scsi", "sd_mod", "loop", "vmw_vsock_virtio_transport", "pvpanic_pci", "virtio_balloon", "ext4", "vxlan"];
 
+/// What a pod VM may have besides, wherever it was made: the disk it boots from and the one with its user-data (virtio, NVMe, Hyper-V,
+/// VMware), and its network (virtio, ENA, gVNIC, Hyper-V and Azure, VMware). Loaded where the VM has such a device.
+pub const POD_VM: [&str; 16] = [
+    "sr_mod",
+    "isofs",
+    "vfat",
+    "nls_cp437",
+    "nls_ascii",
+    "nls_utf8",
+    "ena",
+    "gve",
+    "hv_vmbus",
+    "hv_storvsc",
+    "hv_netvsc",
+    "hv_utils",
+    "pci_hyperv",
+    "mana",
+    "vmxnet3",
+    "vmw_pvscsi",
+];
+
+/// Buses whose devices are matched with modules by the kernel's own list.
+const BUSES: [&str; 5] = ["pci:", "virtio:", "vmbus:", "scsi:", "acpi"];
+
 /// A module larger than this is none.
 const LARGEST: u64 = 256 << 20;
 
@@ -42,6 +66,8 @@ pub struct Set {
     pub builtin: Vec<String>,
     /// Wanted, and not there.
     pub missing: Vec<String>,
+    /// (pattern of a device's `modalias`, its module): in images that know only at boot what machine they are on.
+    pub aliases: Vec<(String, String)>,
     /// Signatures were kept, because this kernel loads no module without.
     pub signed: bool,
 }
@@ -85,12 +111,15 @@ impl Index {
     }
 }
 
-/// Collects the modules of `kernel`.
-pub fn collect(kernel: &Kernel) -> Result<Set, ImageError> {
+/// Collects the modules of `kernel`, and of `more` those that it has.
+pub fn collect(kernel: &Kernel, more: &[&str]) -> Result<Set, ImageError> {
     let index = Index::read(&kernel.modules)?;
     let mut set = Set { signed: kernel.has_config("CONFIG_MODULE_SIG_FORCE"), ..Set::default() };
     let core = core(&index, kernel, &mut set)?;
-    let demand = demand(&index, &core, &mut set);
+    let demand = demand(&index, &core, more, &mut set);
+    if !more.is_empty() {
+        set.aliases = aliases(&index.dir, &demand);
+    }
     let load = |names: &[String]| names.iter().map(|m| index.load(m, set.signed)).collect::<Result<Vec<_>, _>>();
     (set.core, set.demand_modules) = (load(&core)?, load(&demand)?);
     match set.core.iter().find_map(|m| release_of(&m.data)).filter(|r| *r != kernel.release) {
@@ -119,9 +148,9 @@ fn core(index: &Index, kernel: &Kernel, set: &mut Set) -> Result<Vec<String>, Im
 }
 
 /// Names of what is loaded on demand; `set.demand` says what each needs.
-fn demand(index: &Index, core: &[String], set: &mut Set) -> Vec<String> {
+fn demand(index: &Index, core: &[String], more: &[&str], set: &mut Set) -> Vec<String> {
     let mut names = Vec::new();
-    for wanted in DEMAND {
+    for &wanted in DEMAND.iter().chain(more) {
         match index.closure(wanted) {
             Some(closure) => closure.into_iter().filter(|m| !core.contains(m)).for_each(|m| push_once(&mut names, m)),
             None if index.builtin.contains(wanted) => set.builtin.push(wanted.into()),
@@ -134,6 +163,16 @@ fn demand(index: &Index, core: &[String], set: &mut Set) -> Vec<String> {
         set.demand.insert(name.clone(), needs.collect());
     }
     names
+}
+
+/// Which devices these modules drive, as `depmod` wrote it down.
+fn aliases(dir: &Path, names: &[String]) -> Vec<(String, String)> {
+    let text = fs::read_to_string(dir.join("modules.alias")).unwrap_or_default();
+    let lines = text.lines().filter_map(|l| l.strip_prefix("alias ")?.rsplit_once(' '));
+    let ours = lines.filter(|(pattern, name)| BUSES.iter().any(|b| pattern.starts_with(b)) && names.contains(&name_of(name)));
+    let mut found: Vec<_> = ours.map(|(pattern, name)| (pattern.to_owned(), name_of(name))).collect();
+    found.sort();
+    found
 }
 
 fn push_once(list: &mut Vec<String>, name: String) {
@@ -218,7 +257,7 @@ pub mod tests {
     #[test]
     fn a_module_comes_after_what_it_needs_and_once() {
         let (_dir, kernel) = kernel(DEP, "kernel/fs/overlayfs/overlay.ko\n");
-        let set = collect(&kernel).unwrap();
+        let set = collect(&kernel, &[]).unwrap();
         let names = |list: &[Module]| list.iter().map(|m| m.name.clone()).collect::<Vec<_>>();
         assert_eq!(names(&set.core), ["virtio_ring", "virtio", "virtio_pci", "virtio_console", "fuse", "virtiofs", "virtio_rng"]);
         assert_eq!(set.demand["virtio_blk"], Vec::<String>::new());
@@ -230,7 +269,7 @@ pub mod tests {
     #[test]
     fn what_is_built_in_and_what_is_missing_is_recorded() {
         let (_dir, kernel) = kernel(DEP, "kernel/fs/overlayfs/overlay.ko\nkernel/fs/ext4/ext4.ko\n");
-        let set = collect(&kernel).unwrap();
+        let set = collect(&kernel, &[]).unwrap();
         assert_eq!(set.builtin, ["overlay", "ext4"]);
         assert_eq!(
             set.missing,
@@ -241,7 +280,7 @@ pub mod tests {
     #[test]
     fn a_kernel_without_an_essential_module_is_refused_by_its_name() {
         let (_dir, kernel) = kernel(DEP, "");
-        let error = collect(&kernel).unwrap_err();
+        let error = collect(&kernel, &[]).unwrap_err();
         assert!(matches!(&error, ImageError::Module { module, .. } if module == "overlay"), "{error}");
     }
 
@@ -249,18 +288,18 @@ pub mod tests {
     fn modules_of_another_kernel_are_refused() {
         let (_dir, mut kernel) = kernel(DEP, "overlay.ko\n");
         kernel.release = "2.0".into();
-        assert!(collect(&kernel).unwrap_err().to_string().ends_with("are of 1.0"));
+        assert!(collect(&kernel, &[]).unwrap_err().to_string().ends_with("are of 1.0"));
     }
 
     #[test]
     fn a_damaged_list_or_file_is_told() {
         let (dir, kernel) = kernel("k/virtio_pci.ko: k/virtio.ko\n", "virtio_console.ko\nvirtiofs.ko\noverlay.ko\n");
-        assert!(collect(&kernel).unwrap_err().to_string().contains("names virtio as a dependency"));
+        assert!(collect(&kernel, &[]).unwrap_err().to_string().contains("names virtio as a dependency"));
         fs::write(dir.path().join("modules.dep"), "k/virtio_pci.ko:\n").unwrap();
         fs::write(dir.path().join("k/virtio_pci.ko"), "").unwrap();
-        assert!(collect(&kernel).unwrap_err().to_string().contains("no kernel module"));
+        assert!(collect(&kernel, &[]).unwrap_err().to_string().contains("no kernel module"));
         fs::remove_file(dir.path().join("k/virtio_pci.ko")).unwrap();
-        assert!(collect(&kernel).unwrap_err().to_string().contains("virtio_pci.ko"));
+        assert!(collect(&kernel, &[]).unwrap_err().to_string().contains("virtio_pci.ko"));
     }
 
     #[test]
@@ -276,10 +315,10 @@ pub mod tests {
     fn a_kernel_that_forces_signatures_gets_them() {
         let (dir, mut kernel) = kernel(DEP, "overlay.ko\n");
         let all_end = |set: &Set, end: &[u8]| set.core.iter().chain(&set.demand_modules).all(|m| m.data.ends_with(end));
-        assert!(all_end(&collect(&kernel).unwrap(), b"mod_unload \0"));
+        assert!(all_end(&collect(&kernel, &[]).unwrap(), b"mod_unload \0"));
         kernel.config = Some(dir.path().join("config"));
         fs::write(dir.path().join("config"), "CONFIG_MODULE_SIG_FORCE=y\n").unwrap();
-        let set = collect(&kernel).unwrap();
+        let set = collect(&kernel, &[]).unwrap();
         assert!(set.signed && all_end(&set, b"~Module signature appended~\n"));
     }
 
@@ -300,7 +339,7 @@ pub mod tests {
             let _ = release_of(&data);
             let (_dir, kernel) = kernel("", "virtio_console.ko\nvirtiofs.ko\noverlay.ko\n");
             fs::write(kernel.modules.join("modules.dep"), format!("k/virtio_pci.ko: {dep}\n{dep}")).unwrap();
-            let _ = collect(&kernel);
+            let _ = collect(&kernel, &[]);
         }
     }
 }

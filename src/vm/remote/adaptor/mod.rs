@@ -8,6 +8,7 @@
 //! ```
 
 pub mod journal;
+mod libvirt;
 mod link;
 mod metrics;
 mod pki;

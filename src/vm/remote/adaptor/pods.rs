@@ -25,9 +25,6 @@ use crate::rpc::Code;
 use crate::rpc::tls::Caller;
 use crate::rpc::wire::hypervisor::CreateVmRequest;
 
-/// Between two looks at whether the VMs are still there.
-pub(super) const LOOK: Duration = Duration::from_secs(1);
-
 /// Between two tries to delete.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -162,6 +159,11 @@ impl Pods {
             Err(Failure::new(Stage::Request, cause).code(Code::InvalidArgument).way_out(format!("allowed: {}", names.join(", "))))
         };
         match asked {
+            name if types.is_empty() && !name.is_empty() => {
+                let cause = format!("instance type {name:?}: provider {} has none", self.settings.provider);
+                let way_out = "ask for a size: annotations default_vcpus and default_memory";
+                Err(Failure::new(Stage::Request, cause).code(Code::InvalidArgument).way_out(way_out))
+            }
             _ if types.is_empty() => Ok(String::new()),
             "" if gpus == 0 && (vcpus == 0 || mib == 0) => Ok(String::new()),
             "" => match best_fit(&types, vcpus, mib, gpus) {
@@ -275,9 +277,9 @@ impl Pods {
             if pod.cancelled.load(Ordering::SeqCst) {
                 return Err(stopped(&entry.name));
             }
-            if looked.elapsed() > LOOK {
+            if looked.elapsed() > self.provider.pace() {
                 looked = Instant::now();
-                if self.provider.list_owned().is_ok_and(|all| all.iter().all(|o| o.token != entry.sandbox)) {
+                if self.provider.list_owned().is_ok_and(|all| all.iter().all(|o| o.token != entry.sandbox || !o.alive)) {
                     return Err(Failure::new(Stage::Agent, format!("{}: the VM ended before its agent answered", entry.name)));
                 }
             }

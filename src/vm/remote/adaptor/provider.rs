@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::settings::Settings;
 use crate::error::{Failure, Result, Stage};
@@ -42,6 +43,8 @@ pub struct Instance {
 pub struct Owned {
     pub id: String,
     pub token: String,
+    /// False for one that ended, or that is only half made.
+    pub alive: bool,
 }
 
 /// A size that a provider sells.
@@ -71,6 +74,11 @@ pub trait Provider: Send + Sync {
     /// Every VM that this adaptor made, also those it does not remember.
     fn list_owned(&self) -> Result<Vec<Owned>>;
 
+    /// Between two questions which VMs there are.
+    fn pace(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+
     /// Why a VM did not come up, where the provider can see: the last lines of its console.
     fn last_words(&self, _token: &str) -> Vec<String> {
         Vec::new()
@@ -81,7 +89,11 @@ pub trait Provider: Send + Sync {
 pub fn open(settings: &Settings) -> Result<Arc<dyn Provider>> {
     match settings.provider.as_str() {
         "qemu" => Ok(Arc::new(super::qemu::Local::new(settings)?)),
-        other => Err(Failure::new(Stage::Request, format!("provider {other:?} is not known")).code(Code::InvalidArgument).way_out("qemu")),
+        "libvirt" => Ok(Arc::new(super::libvirt::Libvirt::new(settings))),
+        other => {
+            let cause = format!("provider {other:?} is not known");
+            Err(Failure::new(Stage::Request, cause).code(Code::InvalidArgument).way_out("qemu, libvirt"))
+        }
     }
 }
 

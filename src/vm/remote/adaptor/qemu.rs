@@ -198,7 +198,7 @@ impl Provider for Local {
             args.find_map(|a| a.strip_prefix("peerpod-").map(str::to_owned))
         };
         let tokens = detached::running(&self.pods, None).into_iter().filter_map(named);
-        Ok(tokens.map(|token| Owned { id: marker(&token), token }).collect())
+        Ok(tokens.map(|token| Owned { id: marker(&token), token, alive: true }).collect())
     }
 
     fn last_words(&self, token: &str) -> Vec<String> {

@@ -27,11 +27,13 @@ pub struct Settings {
     pub disable_tls: bool,
     pub pods_limit: i64,
     pub metrics: String,
+    /// This worker among others that share a provider; empty: by its host name.
+    pub node_name: String,
     pub libvirt: Libvirt,
     pub qemu: Qemu,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Libvirt {
     pub uri: String,
     pub pool: String,
@@ -40,6 +42,12 @@ pub struct Libvirt {
     pub cpu: u32,
     pub memory: u64,
     pub root_disk_gib: u64,
+    /// CPUs of the host; empty: any.
+    pub cpuset: String,
+    /// UEFI's code there; `none`: a BIOS.
+    pub firmware: String,
+    /// `kvm`, `qemu`, or what is there.
+    pub virt_type: String,
 }
 
 #[derive(Clone, Debug)]
@@ -98,6 +106,18 @@ fn nothing_of(wanted: &str, text: &str, why: &str) -> Result<(), String> {
     if text.is_empty() || text == wanted { Ok(()) } else { Err(why.into()) }
 }
 
+/// Why certificates are not taken from outside.
+const OWN_CERTIFICATES: &str = "each pod VM gets a certificate of its own, from an authority that the adaptor keeps in PODS_DIR";
+
+fn one_of(allowed: &[&str], text: &str) -> Result<String, String> {
+    if allowed.contains(&text) { Ok(text.to_owned()) } else { Err(allowed.join(", ")) }
+}
+
+fn cpuset(text: &str) -> Result<String, String> {
+    let plain = text.chars().all(|c| c.is_ascii_digit() || "-,^".contains(c));
+    if plain { Ok(text.to_owned()) } else { Err("CPUs such as 0-3,^2".into()) }
+}
+
 macro_rules! settings {
     ($($variable:literal $flag:literal $default:literal $help:literal |$s:ident, $v:ident| $set:expr;)*) => {
         /// Every setting.
@@ -119,12 +139,21 @@ settings! {
     "" "host-interface" "" "the interface whose address the VMs are told; else the one towards each VM" |s, v| s.host_interface = v.to_owned();
     "" "disable-tls" "false" "talk to the VMs in the clear" |s, v| s.disable_tls = boolean(v)?;
     "TLS_SKIP_VERIFY" "tls-skip-verify" "false" "" |_s, v| if boolean(v)? { return Err("osc always checks its pod VMs' certificates".into()) };
+    "TLS_MIN_VERSION" "tls-min-version" "" "always TLS 1.2 at least, 1.3 between osc and osc" |_s, v| one_of(&["", "VersionTLS12", "VersionTLS13"], v).map(drop)?;
+    "TLS_CIPHER_SUITES" "tls-cipher-suites" "" "" |_s, v| nothing_of("", v, "the suites are those of TLS 1.3 and the sound ones of 1.2")?;
+    "CACERT_FILE" "ca-cert-file" "" "" |_s, v| nothing_of("", v, OWN_CERTIFICATES)?;
+    "CERT_FILE" "cert-file" "" "" |_s, v| nothing_of("", v, OWN_CERTIFICATES)?;
+    "CERT_KEY" "cert-key" "" "" |_s, v| nothing_of("", v, OWN_CERTIFICATES)?;
+    "CLOUD_CONFIG_VERIFY" "cloud-config-verify" "true" "the provider is always asked at the start" |_s, v| boolean(v).map(drop)?;
+    "PAUSE_IMAGE" "pause-image" "" "taken and not used, as in the field" |_s, _v| ();
+    "POD_SUBNET_CIDRS" "pod-subnet-cidrs" "" "" |_s, v| nothing_of("", v, "a pod VM has the routes of the pod's own namespace")?;
     "PEERPODS_LIMIT_PER_NODE" "peerpods-limit-per-node" "10" "pod VMs of this node; below 0: any number" |s, v| s.pods_limit = parsed(v)?;
     "DISABLECVM" "disable-cvm" "true" "confidential VMs are not done" |_s, v| if !boolean(v)? { return Err("confidential VMs are not done: leave it out, or true".into()) };
     "ENABLE_SCRATCH_SPACE" "enable-scratch-space" "false" "" |_s, v| if boolean(v)? { return Err("the container storage always has the whole disk".into()) };
     "EXTERNAL_NETWORK_VIA_PODVM" "ext-network-via-podvm" "false" "" |_s, v| if boolean(v)? { return Err("the pod's traffic always goes through its worker".into()) };
     "INITDATA" "initdata" "" "" |_s, v| nothing_of("", v, "confidential guests are not done")?;
     "OSC_METRICS" "metrics" "" "address:port for Prometheus; none without" |s, v| s.metrics = v.to_owned();
+    "NODE_NAME" "node-name" "" "this worker, in the names of its VMs; else its host name" |s, v| s.node_name = v.to_owned();
     "LIBVIRT_URI" "uri" "qemu+ssh://root@192.168.122.1/system?no_verify=1" "libvirt" |s, v| s.libvirt.uri = v.to_owned();
     "LIBVIRT_POOL" "pool-name" "default" "storage pool" |s, v| s.libvirt.pool = v.to_owned();
     "LIBVIRT_NET" "network-name" "default" "network of the VMs" |s, v| s.libvirt.net = v.to_owned();
@@ -132,6 +161,10 @@ settings! {
     "LIBVIRT_CPU" "libvirt-cpu" "2" "vCPUs of a VM" |s, v| s.libvirt.cpu = parsed(v)?;
     "LIBVIRT_MEMORY" "libvirt-memory" "8192" "MiB of a VM" |s, v| s.libvirt.memory = parsed(v)?;
     "LIBVIRT_ROOT_DISK_SIZE" "root-disk-size" "10" "GiB" |s, v| s.libvirt.root_disk_gib = parsed(v)?;
+    "LIBVIRT_CPUSET" "cpuset" "" "CPUs of the host that VMs run on" |s, v| s.libvirt.cpuset = cpuset(v)?;
+    "LIBVIRT_EFI_FIRMWARE" "efi-firmware" "/usr/share/OVMF/OVMF_CODE_4M.fd" "UEFI of the VMs; none: a BIOS" |s, v| s.libvirt.firmware = v.to_owned();
+    "LIBVIRT_VIRT_TYPE" "virt-type" "auto" "kvm, qemu (emulated), or whichever is there" |s, v| s.libvirt.virt_type = one_of(&["auto", "kvm", "qemu"], v)?;
+    "LIBVIRT_LAUNCH_SECURITY" "launch-security" "" "" |_s, v| nothing_of("", v, "confidential VMs are not done")?;
     "QEMU_CPU" "qemu-cpu" "2" "vCPUs of a VM" |s, v| s.qemu.cpu = parsed(v)?;
     "QEMU_MEMORY" "qemu-memory" "2048" "MiB of a VM" |s, v| s.qemu.memory = parsed(v)?;
     "QEMU_SUBNET" "qemu-subnet" "100.127.224.0/20" "addresses between this host and its pod VMs" |s, v| s.qemu.subnet = crate::net::Prefix::parse(v).map_err(|e| e.to_string())?;
@@ -152,15 +185,8 @@ impl Settings {
             disable_tls: false,
             pods_limit: 0,
             metrics: String::new(),
-            libvirt: Libvirt {
-                uri: String::new(),
-                pool: String::new(),
-                net: String::new(),
-                volume: String::new(),
-                cpu: 0,
-                memory: 0,
-                root_disk_gib: 0,
-            },
+            node_name: String::new(),
+            libvirt: Libvirt::default(),
             qemu: Qemu { cpu: 0, memory: 0, subnet: any },
         }
     }
@@ -253,6 +279,24 @@ mod tests {
             ("TLS_SKIP_VERIFY", "yes"),
             ("TUNNEL_TYPE", "routing"),
             ("QEMU_SUBNET", "10.0.0.0"),
+            ("TLS_MIN_VERSION", "VersionTLS10"),
+            ("TLS_CIPHER_SUITES", "x"),
+            ("CACERT_FILE", "/c"),
+            ("CERT_FILE", "/c"),
+            ("CERT_KEY", "/c"),
+            ("CLOUD_CONFIG_VERIFY", "maybe"),
+            ("POD_SUBNET_CIDRS", "10.0.0.0/8"),
+            ("ENABLE_SCRATCH_SPACE", "true"),
+            ("EXTERNAL_NETWORK_VIA_PODVM", "true"),
+            ("INITDATA", "x"),
+            ("FORWARDER_PORT", "no"),
+            ("LIBVIRT_CPU", "two"),
+            ("LIBVIRT_ROOT_DISK_SIZE", "10Gi"),
+            ("QEMU_CPU", "x"),
+            ("QEMU_MEMORY", "2Gi"),
+            ("LIBVIRT_CPUSET", "all"),
+            ("LIBVIRT_VIRT_TYPE", "xen"),
+            ("LIBVIRT_LAUNCH_SECURITY", "s390-pv"),
         ] {
             let e = read(&[], &[(variable, value)]).unwrap_err();
             assert!(e.cause.starts_with(&format!("{variable}={value}: ")), "{e}");
@@ -266,6 +310,16 @@ mod tests {
         for (n, s) in TABLE.iter().enumerate() {
             assert!(TABLE[..n].iter().all(|o| o.flag != s.flag && (o.variable.is_empty() || o.variable != s.variable)), "{}", s.flag);
             assert!(help().contains(&format!("--{}", s.flag)));
+        }
+    }
+
+    #[test]
+    fn each_variable_has_a_proof() {
+        let table = include_str!("../../../../tests/VARIABLES.md");
+        for s in TABLE.iter().filter(|s| !s.variable.is_empty()) {
+            let row = table.lines().find(|l| l.starts_with(&format!("| `{}` |", s.variable)));
+            let proof = row.and_then(|r| r.trim_end_matches(" |").rsplit_once("| ")).map(|(_, p)| p.to_owned());
+            assert!(proof.is_some_and(|p| p.starts_with('`')), "{}", s.variable);
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::journal::Phase;
 use super::pod::Pod;
-use super::pods::{LOOK, Pods};
+use super::pods::Pods;
 use super::seed;
 use crate::error::{At, Result, Stage};
 use crate::net::{Namespace, vxlan};
@@ -70,7 +70,7 @@ impl Pods {
         crate::thread::start("pods", move || {
             let mut missing: Vec<String> = Vec::new();
             loop {
-                std::thread::sleep(LOOK);
+                std::thread::sleep(pods.provider.pace());
                 pods.look(&mut missing);
             }
         });
@@ -84,7 +84,7 @@ impl Pods {
         let mut absent = Vec::new();
         for pod in all {
             let entry = pod.entry();
-            let there = owned.iter().any(|o| o.token == entry.sandbox);
+            let there = owned.iter().any(|o| o.token == entry.sandbox && o.alive);
             match entry.phase {
                 Phase::Running if !there && missing.contains(&entry.sandbox) => self.lose(&pod),
                 Phase::Running if !there => absent.push(entry.sandbox),

@@ -1,76 +1,28 @@
-//! `ctr run --cni` with Debian's plugins: pods on a bridge reach each other, the host reaches them, and nothing stays.
+//! `ctr run --cni` with Debian's plugins: pods on a bridge reach each other, the host reaches them, and nothing stays. And what
+//! the configuration says about a pod's network.
 
+#[path = "common/cni.rs"]
+mod cni;
 mod common;
 #[path = "common/netns.rs"]
 mod netns;
 
-use std::process::{Child, Command, Stdio};
-
-use common::containerd::{Containerd, IMAGE, KATA, can_run_containerd};
+use cni::{Cni, can_run_cni};
+use common::containerd::{Containerd, can_run_containerd};
 use common::{name, until, wait};
-use netns::{sh, try_sh};
-
-const PLUGINS: &str = "/usr/lib/cni";
-
-/// A CNI configuration that only our `ctr` sees: in a mount namespace of its own, where it looks for one.
-struct Cni {
-    dir: tempfile::TempDir,
-    bridge: String,
-}
-
-impl Cni {
-    fn new() -> Cni {
-        let dir = tempfile::tempdir().unwrap();
-        let bridge = format!("osccni{}", std::process::id() % 10_000);
-        let ipam = serde_json::json!({
-            "type": "host-local",
-            "dataDir": dir.path().join("leases"),
-            "ranges": [[{"subnet": "10.222.0.0/24"}], [{"subnet": "fd00:222::/64"}]],
-            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
-        });
-        let conf = serde_json::json!({
-            "cniVersion": "0.4.0", "name": "osc-test",
-            "plugins": [{"type": "bridge", "bridge": bridge, "isGateway": true, "mtu": 1460, "ipam": ipam}],
-        });
-        std::fs::write(dir.path().join("10-osc.conflist"), conf.to_string()).unwrap();
-        Cni { dir, bridge }
-    }
-
-    /// `ctr run --cni` in the foreground.
-    fn run(&self, c: &Containerd, id: &str, command: &str) -> Child {
-        let place = format!(
-            "mount -t tmpfs t /opt && mkdir -p /opt/cni && ln -s {PLUGINS} /opt/cni/bin && mount -t tmpfs t /etc/cni && mkdir /etc/cni/net.d \
-             && cp {} /etc/cni/net.d && exec ctr -a {} run --rm --cni --runtime {KATA} {IMAGE} {id} sh -c \"$0\"",
-            self.dir.path().join("10-osc.conflist").display(),
-            c.address()
-        );
-        let mut run = Command::new("unshare");
-        run.args(["-m", "sh", "-c", &place, command]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        run.spawn().unwrap()
-    }
-}
-
-impl Drop for Cni {
-    fn drop(&mut self) {
-        let _ = try_sh(&format!("ip link del {}", self.bridge));
-    }
-}
+use netns::{Pod, sh, try_sh};
 
 #[test]
 fn pods_on_a_bridge_reach_each_other_and_the_host_reaches_them() {
-    if !can_run_containerd("CNI") {
-        return;
-    }
-    if !std::path::Path::new(PLUGINS).join("bridge").exists() {
-        println!("SKIP CNI: needs containernetworking-plugins");
+    if !can_run_cni("CNI") {
         return;
     }
     let links = || sh("ip -o link | cut -d: -f2");
     let before = links();
-    let (c, cni) = (Containerd::start(), Cni::new());
+    let (c, cni) = (Containerd::start(), Cni::new(1460, false));
     let server = name("cni-server");
     let serve = "mkdir /www; head -c 209715200 /dev/zero | busybox tr '\\0' 'x' > /www/large; busybox httpd -f -p 80 -h /www";
-    let mut running = cni.run(&c, &server, serve);
+    let mut running = cni.run(&c, "", &server, serve);
     let address = until("the server's address", || {
         let out = c.exec(&server, "address", &["busybox", "ip", "-o", "addr", "show", "eth0"]).stdout;
         let of = |family: &str| -> Option<String> { Some(out.split_once(family)?.1.trim_start().split('/').next()?.to_owned()) };
@@ -88,7 +40,7 @@ fn pods_on_a_bridge_reach_each_other_and_the_host_reaches_them() {
     // Another pod: what the CNI gave it, the host, and 200 MB whole.
     let client = name("cni-client");
     let script = format!("busybox ip -o addr; cat /sys/class/net/eth0/mtu; busybox ping -c 1 -W 5 10.222.0.1; {}", fetch(&v4));
-    let out = common::finish(cni.run(&c, &client, &script));
+    let out = common::finish(cni.run(&c, "", &client, &script));
     for want in ["10.222.0.", "fd00:222::", "\n1460\n", " 0% packet loss", sum.trim()] {
         assert!(out.stdout.contains(want), "{want:?} in {}{}", out.stdout, out.stderr);
     }
@@ -98,4 +50,38 @@ fn pods_on_a_bridge_reach_each_other_and_the_host_reaches_them() {
     c.assert_gone(&server);
     drop(cni);
     assert_eq!(links(), before);
+}
+
+#[test]
+fn the_configuration_decides_how_a_pod_is_attached() {
+    if !can_run_containerd("the network's configuration") {
+        return;
+    }
+    let (c, pod) = (Containerd::start(), Pod::new());
+    let before = pod.pod.state();
+    let (file, namespace) = (c.path("configuration.toml"), format!("network:{}", pod.pod.arg()));
+    let start = |what: &str, text: &str| {
+        std::fs::write(&file, text).unwrap();
+        let id = name(what);
+        c.background_with(&["--with-ns", &namespace, "--runtime-config-path", file.to_str().unwrap()], &id, &["sleep", "1000"]);
+        id
+    };
+    let id = start("queues", "[hypervisor.qemu]\nnetwork_queues = 2\ndisable_vhost_net = true\n");
+    let tap = pod.pod.run("ip -d link show tap0_kata");
+    assert!(tap.contains("multi_queue numqueues 2"), "{tap}");
+    for pid in common::pids(&id, "qemu") {
+        let line = String::from_utf8(std::fs::read(format!("/proc/{pid}/cmdline")).unwrap()).unwrap();
+        assert!(line.contains("vhost=off") && !line.contains("vhost=on"), "{line}");
+    }
+    c.remove(&id);
+
+    let id = start("loose", "[hypervisor.qemu]\n[runtime]\ninternetworking_model = \"none\"\ndisable_new_netns = true\n");
+    let out = c.exec(&id, "look", &["ls", "/sys/class/net"]);
+    assert_eq!(out.stdout, "lo\n", "{out:?}");
+    assert_eq!(pod.pod.state(), before);
+    let of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+    let qemu = common::pids(&id, "qemu");
+    assert!(!qemu.is_empty() && qemu.iter().all(|pid| of(&pid.to_string()) == of("self")));
+    c.remove(&id);
+    assert_eq!(pod.pod.state(), before);
 }

@@ -1,4 +1,4 @@
-//! `osc run --network public`: the internet, and nothing else.
+//! `osc run`, whose network is `public` unless told otherwise: the internet, and nothing else.
 
 mod common;
 #[path = "common/netns.rs"]
@@ -82,7 +82,7 @@ fn the_internet_answers_and_what_is_private_does_not() {
     .concat();
     let go = |extra: &[&str]| {
         let root = root.arg();
-        let args = ["run", "--rootfs", &root, "--network", "public"];
+        let args = ["run", "--rootfs", &root];
         run(args.iter().chain(extra).chain(&["--", "sh", "-c", &script]))
     };
     let out = go(&[]);
@@ -102,7 +102,7 @@ fn a_killed_run_leaves_nothing_that_reap_does_not_find() {
     let _alone = HOST.lock().unwrap_or_else(|p| p.into_inner());
     let before = host();
     let root = Rootfs::new();
-    let b = common::Background::start("public", &["--rootfs", &root.arg(), "--network", "public"], &["sleep", "1000"]);
+    let b = common::Background::start("public", &["--rootfs", &root.arg()], &["sleep", "1000"]);
     assert!(host().contains("oscpub"));
     common::pids(&b.name, "osc").into_iter().for_each(common::kill);
     common::until("QEMU to go with its owner", || common::pids(&b.name, "qemu").is_empty().then_some(()));
@@ -112,8 +112,29 @@ fn a_killed_run_leaves_nothing_that_reap_does_not_find() {
 
 #[test]
 fn ranges_go_with_a_public_network_only() {
-    let out = run(["run", "--allow", "10.0.0.0/8", "--", "true"]);
-    assert!(out.status == 125 && out.stderr.contains("--network public"), "{}", out.stderr);
-    let out = run(["run", "--network", "public", "--allow", "10.0.0.0", "--", "true"]);
+    for other in [["--network", "none"], ["--netns", "/run/netns/none"]] {
+        let out = run(["run", "--allow", "10.0.0.0/8"].iter().chain(&other).chain(&["--", "true"]));
+        assert!(out.status == 125 && out.stderr.contains("public network"), "{}", out.stderr);
+    }
+    let out = run(["run", "--allow", "10.0.0.0", "--", "true"]);
     assert!(out.status == 2 && out.stderr.contains("prefix"), "{}", out.stderr);
+}
+
+#[test]
+fn who_may_make_no_network_is_told_of_the_way_without() {
+    if !can_run_vms("no right to make a network") || !try_sh("setpriv --version").0 {
+        return;
+    }
+    let _alone = HOST.lock().unwrap_or_else(|p| p.into_inner());
+    let before = host();
+    let name = common::name("noright");
+    let go = |network: &str| {
+        let osc = common::osc();
+        try_sh(&format!("setpriv --bounding-set -net_admin {} run --name {name} {network} -- echo there 2>&1", osc.display()))
+    };
+    let (ok, text) = go("");
+    assert!(!ok && text.contains("CAP_NET_ADMIN") && text.contains("--network none"), "{text}");
+    common::assert_clean(&name);
+    assert_eq!(host(), before);
+    assert_eq!(go("--network none"), (true, "there\n".to_owned()));
 }

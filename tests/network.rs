@@ -1,4 +1,4 @@
-//! `--network user` and `--publish`, through QEMU's user-mode network.
+//! `--network user` and `--publish`, through QEMU's user-mode network; `--network none`.
 
 mod common;
 
@@ -40,6 +40,6 @@ fn a_published_port_reaches_the_command_and_none_has_no_network() {
     });
     assert_eq!(answer, "served\n");
     drop(b);
-    let out = run(["run", "--rootfs", &root.arg(), "--", "ls", "/sys/class/net"]);
+    let out = run(["run", "--rootfs", &root.arg(), "--network", "none", "--", "ls", "/sys/class/net"]);
     assert_eq!(out.stdout, "lo\n", "{}", out.stderr);
 }

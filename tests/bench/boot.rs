@@ -20,12 +20,15 @@ fn main() {
     let guest = Guest::new(&osc, &init, dir.path());
 
     let virtme = virtme_ng(&guest, dir.path());
-    let (mut nothing, mut ready, mut whole, mut theirs) = (vec![], vec![], vec![], vec![]);
+    let (mut nothing, mut ready, mut whole, mut public, mut theirs) = (vec![], vec![], vec![], vec![], vec![]);
     for i in 0..RUNS {
         nothing.push(guest.power_off());
         let start = Instant::now();
-        let text = run(&osc, &["run", "--timings", "--", "true"]).1;
+        let text = run(&osc, &["run", "--network", "none", "--timings", "--", "true"]).1;
         whole.push(start.elapsed().as_secs_f64() * 1e3);
+        let start = Instant::now();
+        run(&osc, &["run", "--", "true"]);
+        public.push(start.elapsed().as_secs_f64() * 1e3);
         ready.push(phase(&text, "qemu") + phase(&text, "guest boot"));
         if let Some(script) = &virtme {
             let start = Instant::now();
@@ -48,7 +51,8 @@ fn main() {
     let mut rows = vec![
         timed("do-nothing guest, exec to power-off", &nothing, "ms", None, ""),
         timed("exec of QEMU to agent ready", &ready, "ms", Some(base), "<= 1.15"),
-        timed("osc run -- true, whole", &whole, "ms", Some(base), ""),
+        timed("osc run --network none -- true, whole", &whole, "ms", Some(base), ""),
+        timed("osc run -- true, whole", &public, "ms", Some(base), ""),
         timed("stdout, 64 KiB blocks", &out, "MB/s", Some(median(&raw_out)), ">= 0.5"),
         timed("stdin, 64 KiB blocks", &inward, "MB/s", Some(median(&raw_in)), ""),
         timed("initrd build", &builds, "ms", None, ""),
@@ -92,14 +96,19 @@ fn phase(text: &str, name: &str) -> f64 {
 
 /// stdout of a command, from its first line on, MB/s.
 fn stdout(osc: &Path) -> f64 {
-    let args = ["run", "--", "sh", "-c", &zeroes()];
+    let args = ["run", "--network", "none", "--", "sh", "-c", &zeroes()];
     throughput(Command::new(osc).args(args).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap())
 }
 
 /// stdin of a command, MB/s.
 fn stdin(osc: &Path) -> f64 {
     let script = "echo; cat >/dev/null; echo";
-    let mut child = Command::new(osc).args(["run", "--", "sh", "-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = Command::new(osc)
+        .args(["run", "--network", "none", "--", "sh", "-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let (mut to, mut from) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
     let mut line = [0];
     from.read_exact(&mut line).unwrap();
@@ -137,7 +146,7 @@ fn footprint(osc: &Path) -> Vec<Row> {
     fs::write(bundle.path().join("config.json"), config.to_string()).unwrap();
     let name = format!("bench-{}", std::process::id());
     let mut child = Command::new(osc)
-        .args(["run", "--name", &name, "--bundle", &bundle.path().to_string_lossy()])
+        .args(["run", "--network", "none", "--name", &name, "--bundle", &bundle.path().to_string_lossy()])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

@@ -60,7 +60,7 @@ pub struct Guest {
 
 impl Guest {
     pub fn new(osc: &Path, init: &Path, dir: &Path) -> Guest {
-        let line = run(osc, &["run", "--dry-run", "--", "true"]).0;
+        let line = run(osc, &["run", "--network", "none", "--dry-run", "--", "true"]).0;
         let mut words = shell_words(&line).into_iter();
         let program = words.next().unwrap().into();
         let mut args: Vec<String> = words.collect();

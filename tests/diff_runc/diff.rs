@@ -316,7 +316,7 @@ fn main() {
                         if tool == "runc" {
                             command.args(["run", "--bundle"]).arg(&bundle).arg(&id);
                         } else {
-                            command.args(["run", "--name", &id, "--bundle"]).arg(&bundle);
+                            command.args(["run", "--network", "none", "--name", &id, "--bundle"]).arg(&bundle);
                         }
                         see(command)
                     };

@@ -167,10 +167,12 @@ pub const KEYS: &[Key] = &[
     // NICs.
     key(H, "disable_vhost_net", Rule::Bool(|c| &mut c.disable_vhost_net), "QEMU itself moves packets, not the host's kernel")
         .on(Qemu)
-        .noted(),
+        .noted()
+        .proof("`cni` the_configuration_decides_how_a_pod_is_attached"),
     key(H, "network_queues", number32(|c| &mut c.network_queues, (0, 240), ""), "queue pairs of a NIC; 0: one for each vCPU there can be")
         .on(Qemu)
-        .noted(),
+        .noted()
+        .proof("`cni` the_configuration_decides_how_a_pod_is_attached"),
     key(H, "rx_rate_limiter_max_rate", number64(|c| &mut c.rx_rate_limiter_max_rate, (0, ANY), "bits/s"), "into the pod; 0: unlimited")
         .noted()
         .proof("`netns` rates_are_limited_each_way"),

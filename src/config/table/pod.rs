@@ -79,7 +79,8 @@ pub const KEYS: &[Key] = &[
         choice!(internetworking_model: NetworkModel { "tcfilter" => TcFilter, "none" => None }),
         "tcfilter or none; macvtap and l3forwarding are not done",
     )
-    .noted(),
+    .noted()
+    .proof("`cni` the_configuration_decides_how_a_pod_is_attached"),
     key(
         R,
         "disable_new_netns",
@@ -87,7 +88,7 @@ pub const KEYS: &[Key] = &[
         "QEMU stays in the host's network namespace; with internetworking_model none only",
     )
     .noted()
-    .later(),
+    .proof("`cni` the_configuration_decides_how_a_pod_is_attached"),
     key(R, "dan_conf", Rule::Moot, "directly attached networks are not done"),
     key(
         R,

@@ -51,11 +51,11 @@ pub struct Args {
     /// User to run as: name or uid, with an optional group
     #[arg(long, short = 'u', value_name = "USER[:GROUP]")]
     pub user: Option<String>,
-    /// Network: none; public (the internet, and nothing private or of this host); or user (QEMU's user-mode network: reaches
-    /// out, and opens this host's loopback at 10.0.2.2)
-    #[arg(long, value_name = "none|public|user", default_value = "none", value_parser = ["none", "public", "user"])]
+    /// Network: public (the internet by NAT, and nothing private or of this host; turns on ip_forward); none; or user (QEMU's
+    /// user-mode network: reaches out, and opens this host's loopback at 10.0.2.2)
+    #[arg(long, value_name = "public|none|user", default_value = "public", value_parser = ["public", "none", "user"])]
     pub network: String,
-    /// With --network public: a range that may be reached although it is private; may be given several times
+    /// On the public network: a range that may be reached although it is private; may be given several times
     #[arg(long, value_name = "IP/LEN", value_parser = range)]
     pub allow: Vec<Prefix>,
     /// Give the command the interfaces of a network namespace: /run/netns/NAME
@@ -129,13 +129,18 @@ impl Args {
         if self.command.is_empty() && self.bundle.is_none() && self.image.is_none() {
             return Err(invalid("no command").way_out("it follows --: osc run -- uname -a"));
         }
-        if !self.allow.is_empty() && self.network != "public" {
-            return Err(invalid("--allow opens ranges of a public network").way_out("add --network public"));
+        if !self.allow.is_empty() && self.network() != "public" {
+            return Err(invalid("--allow opens ranges of a public network").way_out("leave out --network, or --netns"));
         }
-        if !self.publish.is_empty() && self.network != "user" {
-            return Err(invalid("--publish needs a network").way_out("add --network user"));
+        if !self.publish.is_empty() && self.network() != "user" {
+            return Err(invalid("--publish needs QEMU's own network").way_out("add --network user"));
         }
         Ok(())
+    }
+
+    /// The network that we make; with a namespace of somebody else's none.
+    pub(super) fn network(&self) -> &str {
+        if self.netns.is_some() { "none" } else { &self.network }
     }
 
     pub fn wants_terminal(&self) -> bool {
@@ -144,7 +149,7 @@ impl Args {
 
     /// Whom the command asks for names, where its network is ours.
     pub(super) fn name_servers(&self) -> Option<Vec<IpAddr>> {
-        match self.network.as_str() {
+        match self.network() {
             "user" => user_net::DNS.parse().ok().map(|a| vec![a]),
             "public" => Some(public::name_servers()),
             _ => None,
@@ -153,7 +158,7 @@ impl Args {
 
     /// Devices besides the share.
     pub fn devices(&self) -> Result<Vec<Device>> {
-        Ok(match self.network.as_str() {
+        Ok(match self.network() {
             "user" => vec![Device::UserNet { id: "net0".into(), forwards: self.publish.clone() }],
             _ => Vec::new(),
         })

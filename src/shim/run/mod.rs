@@ -178,7 +178,7 @@ fn new_sandbox(args: &Args, name: &str, spec: &Spec) -> Result<NewSandbox> {
         shm_size: 64 << 20,
         devices: args.devices()?,
         netns: args.netns.clone(),
-        public: (args.network == "public").then(|| args.allow.clone()),
+        public: (args.network() == "public").then(|| args.allow.clone()),
         annotations: spec.annotations.clone(),
         cgroup: Default::default(),
         oom_score_adj: None,

@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use crate::error::{At, Failure, Result, Stage};
+use crate::error::{At, Result, Stage};
 use crate::net::netlink::Netlink;
 use crate::net::nft::{self, Chain, Hook, Kind, Match, Rule, Table, Verdict};
 use crate::net::route::Route;
@@ -63,6 +63,13 @@ fn servers(text: &str) -> Vec<IpAddr> {
 /// Makes the namespace and its way out; answers its path, in the sandbox's own directory. `allow` opens ranges that are
 /// refused otherwise. On an error the record says what stands.
 pub fn make(allow: &[Prefix], record: &Record) -> Result<PathBuf> {
+    try_make(allow, record).map_err(|e| e.way_out(WAY_OUT))
+}
+
+/// It is the default, so that whoever has asked for no network may meet a host that cannot.
+const WAY_OUT: &str = "a public network takes CAP_NET_ADMIN, veth and nf_tables; --network none goes without";
+
+fn try_make(allow: &[Prefix], record: &Record) -> Result<PathBuf> {
     let netns = record.dir().join("netns");
     // By number: the name of the host's end is taken by whoever makes it first.
     let mut number = 0;
@@ -84,7 +91,7 @@ pub fn make(allow: &[Prefix], record: &Record) -> Result<PathBuf> {
                 record.gone(thing).at(Stage::Network, || "record")?;
                 number += 1;
             }
-            Err(e) => return Err(Failure::from(e).way_out("osc run --network none goes without")),
+            Err(e) => return Err(e.into()),
         }
     }
 }
@@ -95,16 +102,27 @@ fn taken(name: &str) -> Result<bool, NetError> {
 
 /// Undoes it, or as much of it as there is.
 pub fn undo(netns: &Path, name: &str) -> Result<(), NetError> {
-    let mut nl = Netlink::open()?;
-    // The rules last: without them the way would be open.
-    if let Some(link) = link::list(&mut nl)?.iter().find(|l| l.name == name) {
-        link::remove(&mut nl, link)?;
-    }
-    nft::remove(&mut Netlink::netfilter()?, name)?;
+    let closed = close(name);
     crate::fs::mount::detach(netns)
         .or_else(|e| if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) { Ok(()) } else { Err(e) })?;
     crate::fs::share::gone_is_fine(std::fs::remove_file(netns))?;
-    Ok(())
+    closed
+}
+
+/// Takes away the way out. The rules last: without them it would be open.
+fn close(name: &str) -> Result<(), NetError> {
+    let mut nl = Netlink::open()?;
+    let link = link::list(&mut nl)?.into_iter().find(|l| l.name == name);
+    if let Some(link) = &link {
+        link::remove(&mut nl, link)?;
+    }
+    let removed = Netlink::netfilter().and_then(|mut nl| nft::remove(&mut nl, name));
+    match removed.as_ref().err().and_then(NetError::errno) {
+        // A kernel without rules has none; and whoever may make neither a link nor rules has made none.
+        Some(libc::EOPNOTSUPP | libc::EPROTONOSUPPORT) => Ok(()),
+        Some(libc::EPERM) if link.is_none() => Ok(()),
+        _ => removed,
+    }
 }
 
 fn connect(netns: &Path, name: &str, number: u32, allow: &[Prefix]) -> Result<(), NetError> {
@@ -141,13 +159,16 @@ fn new_namespace(netns: &Path) -> Result<Namespace, NetError> {
 }
 
 /// The host routes for the guest. It stays so: others may have come to rely on it.
-fn forward() -> std::io::Result<()> {
+fn forward() -> Result<(), NetError> {
     const FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
-    if std::fs::read_to_string(FORWARD)?.trim() == "0" {
-        log::info!("network: {FORWARD} is 1 from now on");
-        std::fs::write(FORWARD, "1")?;
-    }
-    Ok(())
+    let on = || -> std::io::Result<()> {
+        if std::fs::read_to_string(FORWARD)?.trim() == "0" {
+            std::fs::write(FORWARD, "1")?;
+            log::info!("network: {FORWARD} is 1 from now on");
+        }
+        Ok(())
+    };
+    on().map_err(|error| NetError::Refused { what: format!("turn on {FORWARD}"), error, text: String::new() })
 }
 
 fn table(name: &str, guest: Ipv4Addr, allow: &[Prefix]) -> Table {

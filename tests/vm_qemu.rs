@@ -185,7 +185,8 @@ fn a_guest_grows_and_takes_devices() {
     fs::File::create(&disk).unwrap().set_len(4 << 20).unwrap();
     let made = std::process::Command::new("mkfs.ext4").args(["-q", "-O", "^has_journal"]).arg(&disk).status().unwrap();
     assert!(made.success());
-    let block = |id: &str| Device::Block { id: id.into(), path: disk.clone(), read_only: true, serial: id.into() };
+    let block =
+        |id: &str| Device::Block { id: id.into(), path: disk.clone(), read_only: true, serial: id.into(), drive: Default::default() };
     let mut plan = plan(image, dir.path());
     plan.devices = vec![nic("first", 1), Device::UserNet { id: "user".into(), forwards: vec![] }, block("cold")];
     let guest = Guest::start(plan, dir);
@@ -229,7 +230,8 @@ fn a_guest_grows_and_takes_devices() {
     vm.unplug("hot").unwrap();
     assert!(vm.unplug("hot").is_err());
     // Half of it works, the whole is undone: the next one finds nothing in its way.
-    let none = Device::Block { id: "none".into(), path: "/no/such/disk".into(), read_only: true, serial: "x".into() };
+    let none =
+        Device::Block { id: "none".into(), path: "/no/such/disk".into(), read_only: true, serial: "x".into(), drive: Default::default() };
     assert!(vm.plug(none).unwrap_err().cause.contains("/no/such/disk"));
     let same =
         Device::Nic { id: "nic".into(), queues: vec![fs::File::open("/dev/null").unwrap().into()], vhost: vec![], mac: [2; 6], mtu: 1500 };

@@ -2,6 +2,7 @@
 //!
 //! A sandbox holds a `Box<dyn Vm>` and asks its [`Caps`], never which kind it has.
 
+pub mod disk;
 pub mod qemu;
 pub mod remote;
 
@@ -65,8 +66,8 @@ pub enum Device {
     /// virtio-net over the queues of a tap, with the MAC and MTU of the interface it stands for. `vhost` are descriptors of
     /// /dev/vhost-net, one for each queue, or none: then QEMU moves the packets itself.
     Nic { id: String, queues: Vec<OwnedFd>, vhost: Vec<OwnedFd>, mac: [u8; 6], mtu: u32 },
-    /// A disk: a raw file or a block device. `serial` (at most 20 bytes) is how the guest finds it.
-    Block { id: String, path: PathBuf, read_only: bool, serial: String },
+    /// A disk: a raw file or a block device. `serial` (at most 20 bytes) is one way for the guest to find it.
+    Block { id: String, path: PathBuf, read_only: bool, serial: String, drive: disk::Drive },
     /// QEMU's user-mode network, for `osc run --network user`: (host address, host port, guest port) are forwarded (TCP).
     /// The guest is set up as [`user_net`] says. It reaches the host's loopback at the gateway's address.
     UserNet { id: String, forwards: Vec<(String, u16, u16)> },
@@ -79,6 +80,15 @@ impl Device {
             Device::Share { id, .. } | Device::Nic { id, .. } | Device::Block { id, .. } | Device::UserNet { id, .. } => id,
         }
     }
+}
+
+/// Where the guest finds a device that was plugged, in the words of the agent protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// Slots from the root bus on, hexadecimal: `1e/03`.
+    Pci(String),
+    /// `TARGET:LUN`.
+    Scsi(String),
 }
 
 /// How a VM ended.
@@ -108,11 +118,14 @@ pub trait Vm: Send + Sync {
     /// What was plugged still has to be brought online by the guest.
     fn resize(&self, want: Size) -> Result<Size>;
 
-    /// Plugs a device. Undone whole if it fails half-way.
-    fn plug(&self, device: Device) -> Result<()>;
+    /// Plugs a device; answers where it is. Undone whole if it fails half-way.
+    fn plug(&self, device: Device) -> Result<Address>;
 
     /// Takes a device away; returns when the guest has let go of it.
     fn unplug(&self, id: &str) -> Result<()>;
+
+    /// Tells the guest that disk `id` has `bytes` by now; what it stands for on the host has grown before.
+    fn resize_disk(&self, id: &str, bytes: u64) -> Result<()>;
 
     /// Blocks until the VM is gone, however it goes. Any number of callers.
     fn wait(&self) -> Exit;

@@ -253,6 +253,7 @@ fn tuning(config: &Config) -> Tuning {
         memory: Backing { huge: config.enable_hugepages && hugetlbfs, prealloc: config.enable_mem_prealloc },
         reclaim: config.reclaim_guest_freed_memory,
         slots: config.memory_slots,
+        disk_threads: config.indep_iothreads,
     }
 }
 

@@ -5,7 +5,8 @@
 use std::os::fd::RawFd;
 use std::path::Path;
 
-use super::device::{self, Parts, comma};
+use super::device::{self, Parts, Place, comma};
+use super::disk;
 use super::tuning::{Tuning, more};
 use super::{Accel, Growth, Plan};
 use crate::vm::{Device, Size};
@@ -64,6 +65,7 @@ pub fn all(plan: &Plan, append: &str, queues: &[Vec<RawFd>], cid: Option<u32>) -
         cid.map_or_else(serial_channel, vsock_channel),
         rng(&plan.tuning),
         balloon(&plan.tuning),
+        disk::shared_threads(plan.tuning.disk_threads),
         bridge(),
     ]
     .into_iter()
@@ -189,12 +191,12 @@ fn balloon(tuning: &Tuning) -> Vec<String> {
 
 /// Where devices are plugged: see [`device`].
 fn bridge() -> Vec<String> {
-    words(["-device", &format!("pcie-pci-bridge,id={}", device::BRIDGE)])
+    words(["-device", &format!("pcie-pci-bridge,id={},addr={:#x}", device::BRIDGE, device::BRIDGE_SLOT)])
 }
 
 fn devices(device: &Device, slot: usize, queues: &[RawFd]) -> Vec<String> {
     let queues: Vec<String> = queues.iter().map(RawFd::to_string).collect();
-    let parts: Parts = device::parts(device, slot, &queues);
+    let parts: Parts = device::parts(device, Place::Slot(slot), &queues);
     parts.args()
 }
 
@@ -317,6 +319,7 @@ mod tests {
             memory: crate::vm::qemu::tuning::Backing { huge: false, prealloc: true },
             reclaim: true,
             slots: 4,
+            disk_threads: 1,
         };
         let args = all(&Plan { tuning, growth: Growth::Dimm, ..plan() }, "", &[vec![]], None);
         let at = |flag: &str| args[args.iter().position(|a| a == flag).unwrap() + 1].clone();
@@ -325,7 +328,11 @@ mod tests {
         assert_eq!(at("-sandbox"), "on,spawn=deny");
         assert_eq!(at("-m"), "256M,slots=4,maxmem=8192M");
         assert_eq!(at("-object"), "memory-backend-memfd,id=m0,size=256M,share=on,prealloc=on");
-        for part in ["rng-random,id=rng0,filename=/dev/hw,,rng", "virtio-balloon-pci,id=balloon,free-page-reporting=on,disable-legacy=on"] {
+        for part in [
+            "rng-random,id=rng0,filename=/dev/hw,,rng",
+            "virtio-balloon-pci,id=balloon,free-page-reporting=on,disable-legacy=on",
+            "iothread,id=disks0",
+        ] {
             assert!(args.iter().any(|a| a == part), "{part} in {args:?}");
         }
     }

@@ -8,18 +8,50 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::vm::{Device, user_net};
+use super::disk;
+use crate::vm::{Address, Device, user_net};
 
 /// The bridge's name as a bus.
 pub const BRIDGE: &str = "br0";
 
+/// The bridge's own slot on the root bus: the guest is told of disks by their way through it.
+pub const BRIDGE_SLOT: usize = 0x1e;
+
 /// Slots of the bridge that take a device: 1 to this. Slot 0 belongs to its own hotplug controller.
 pub const SLOTS: usize = 31;
+
+/// Places for SCSI disks: more than a pod has volumes, and all in the simplest of SCSI's forms of address.
+pub const LUNS: usize = 256;
+
+/// Where a device sits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// 1 to [`SLOTS`] on the bridge.
+    Slot(usize),
+    /// 0 to [`LUNS`] - 1 behind the SCSI controller.
+    Lun(usize),
+}
+
+impl Place {
+    /// What QEMU's half of the device is called.
+    pub fn name(self) -> String {
+        match self {
+            Place::Slot(n) => format!("slot{n}"),
+            Place::Lun(n) => format!("lun{n}"),
+        }
+    }
+
+    /// Where the guest looks for it.
+    pub fn address(self) -> Address {
+        match self {
+            Place::Slot(n) => Address::Pci(format!("{BRIDGE_SLOT:02x}/{n:02x}")),
+            Place::Lun(n) => Address::Scsi(format!("0:{n}")),
+        }
+    }
+}
 
 /// QEMU's half of a device: how to make it, and what it is then called.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,8 +60,10 @@ pub enum Backend {
     Chardev { id: String, path: String },
     /// `netdev_add`'s arguments.
     Netdev(Value),
-    /// `blockdev-add`'s arguments.
-    Blockdev(Value),
+    /// What a disk needs (`object-add`'s arguments), then its block node (`blockdev-add`'s).
+    Disk { objects: Vec<Value>, node: Value },
+    /// `object-add`'s arguments.
+    Objects(Vec<Value>),
 }
 
 /// Both halves.
@@ -48,9 +82,9 @@ pub fn descriptors(device: &Device) -> Vec<&OwnedFd> {
     }
 }
 
-/// `device` in `slot`. `fds` name its [`descriptors`]: numbers on a command line, names given to `getfd` in QMP.
-pub fn parts(device: &Device, slot: usize, fds: &[String]) -> Parts {
-    let host = format!("slot{slot}");
+/// `device` at `place`. `fds` name its [`descriptors`]: numbers on a command line, names given to `getfd` in QMP.
+pub fn parts(device: &Device, place: Place, fds: &[String]) -> Parts {
+    let host = place.name();
     let (backend, mut frontend) = match device {
         Device::Share { socket, tag, queue, .. } => (
             Backend::Chardev { id: host.clone(), path: socket.to_string_lossy().into_owned() },
@@ -76,27 +110,31 @@ pub fn parts(device: &Device, slot: usize, fds: &[String]) -> Parts {
             let netdev = json!({"type": "user", "id": host, "hostfwd": forwards.iter().map(rule).collect::<Vec<_>>()});
             (Backend::Netdev(netdev), net_frontend(&host, user_net::MAC))
         }
-        Device::Block { path, read_only, serial, .. } => {
-            let driver = if is_block_device(path) { "host_device" } else { "file" };
-            let file = json!({"driver": driver, "filename": path.to_string_lossy()});
-            let node = json!({"driver": "raw", "node-name": host, "read-only": read_only, "discard": "unmap", "file": file});
-            (Backend::Blockdev(node), json!({"driver": "virtio-blk-pci", "drive": host, "serial": serial, "disable-legacy": "on"}))
+        Device::Block { path, read_only, serial, drive, .. } => {
+            let parts = disk::parts(path, *read_only, serial, drive, place);
+            (parts.backend, parts.frontend)
         }
     };
-    frontend["id"] = json!(device.id());
-    frontend["bus"] = json!(BRIDGE);
-    frontend["addr"] = json!(format!("{slot:#x}"));
+    seat(&mut frontend, device.id(), place);
     Parts { backend, frontend }
+}
+
+/// Says what a device is called and where it sits.
+pub fn seat(frontend: &mut Value, id: &str, place: Place) {
+    frontend["id"] = json!(id);
+    match place {
+        Place::Slot(slot) => {
+            frontend["bus"] = json!(BRIDGE);
+            frontend["addr"] = json!(format!("{slot:#x}"));
+        }
+        Place::Lun(_) => frontend["bus"] = json!(format!("{}.0", disk::CONTROLLER)),
+    }
 }
 
 fn net_frontend(netdev: &str, mac: [u8; 6]) -> Value {
     let mac = crate::net::link::show_mac(&mac);
     // No option ROM: nobody boots from the network, and SeaBIOS would spend its time on it.
     json!({"driver": "virtio-net-pci", "netdev": netdev, "mac": mac, "romfile": "", "disable-legacy": "on"})
-}
-
-fn is_block_device(path: &Path) -> bool {
-    std::fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device())
 }
 
 /// Why a device cannot be given to QEMU at all.
@@ -130,10 +168,12 @@ fn check_id(id: &str) -> Result<(), String> {
 impl Parts {
     /// The options of a command line.
     pub fn args(&self) -> Vec<String> {
+        let objects = |all: &[Value]| all.iter().flat_map(|v| ["-object".to_owned(), option("qom-type", v)]).collect::<Vec<_>>();
         let backend = match &self.backend {
-            Backend::Chardev { id, path } => ["-chardev".to_owned(), format!("socket,id={id},path={}", comma(path))],
-            Backend::Netdev(v) => ["-netdev".to_owned(), option("type", v)],
-            Backend::Blockdev(v) => ["-blockdev".to_owned(), option("driver", v)],
+            Backend::Chardev { id, path } => vec!["-chardev".to_owned(), format!("socket,id={id},path={}", comma(path))],
+            Backend::Netdev(v) => vec!["-netdev".to_owned(), option("type", v)],
+            Backend::Disk { objects: needs, node } => [objects(needs), vec!["-blockdev".to_owned(), option("driver", node)]].concat(),
+            Backend::Objects(all) => objects(all),
         };
         let frontend = ["-device".to_owned(), option("driver", &self.frontend)];
         backend.into_iter().chain(frontend).collect()
@@ -141,24 +181,31 @@ impl Parts {
 }
 
 impl Backend {
-    /// The QMP command that makes it, with its arguments.
-    pub fn add(&self) -> (&'static str, Value) {
+    /// The QMP commands that make it, with their arguments.
+    pub fn adds(&self) -> Vec<(&'static str, Value)> {
+        let objects = |all: &[Value]| all.iter().map(|v| ("object-add", v.clone())).collect::<Vec<_>>();
         match self {
             Backend::Chardev { id, path } => {
                 let addr = json!({"type": "unix", "data": {"path": path}});
-                ("chardev-add", json!({"id": id, "backend": {"type": "socket", "data": {"addr": addr, "server": false}}}))
+                vec![("chardev-add", json!({"id": id, "backend": {"type": "socket", "data": {"addr": addr, "server": false}}}))]
             }
-            Backend::Netdev(v) => ("netdev_add", v.clone()),
-            Backend::Blockdev(v) => ("blockdev-add", v.clone()),
+            Backend::Netdev(v) => vec![("netdev_add", v.clone())],
+            Backend::Disk { objects: needs, node } => [objects(needs), vec![("blockdev-add", node.clone())]].concat(),
+            Backend::Objects(all) => objects(all),
         }
     }
 
-    /// The QMP command that takes the backend of `slot` away, whatever kind `self` is.
-    pub fn remove(&self) -> (&'static str, Value) {
+    /// The QMP commands that take it away again: the last first, one for each that made it.
+    pub fn removes(&self) -> Vec<(&'static str, Value)> {
+        let object = |v: &Value| ("object-del", json!({"id": v["id"]}));
         match self {
-            Backend::Chardev { id, .. } => ("chardev-remove", json!({"id": id})),
-            Backend::Netdev(v) => ("netdev_del", json!({"id": v["id"]})),
-            Backend::Blockdev(v) => ("blockdev-del", json!({"node-name": v["node-name"]})),
+            Backend::Chardev { id, .. } => vec![("chardev-remove", json!({"id": id}))],
+            Backend::Netdev(v) => vec![("netdev_del", json!({"id": v["id"]}))],
+            Backend::Disk { objects, node } => {
+                let node = ("blockdev-del", json!({"node-name": node["node-name"]}));
+                std::iter::once(node).chain(objects.iter().rev().map(object)).collect()
+            }
+            Backend::Objects(all) => all.iter().rev().map(object).collect(),
         }
     }
 }
@@ -223,7 +270,7 @@ mod tests {
     #[test]
     fn a_share_on_the_command_line() {
         assert_eq!(
-            parts(&share(), 1, &[]).args(),
+            parts(&share(), Place::Slot(1), &[]).args(),
             [
                 "-chardev",
                 "socket,id=slot1,path=/run/osc/a,,b/fs.sock",
@@ -235,17 +282,17 @@ mod tests {
 
     #[test]
     fn a_share_in_qmp() {
-        let p = parts(&share(), 31, &[]);
-        let (command, args) = p.backend.add();
+        let p = parts(&share(), Place::Slot(31), &[]);
+        let (command, args) = p.backend.adds().remove(0);
         assert_eq!(command, "chardev-add");
         assert_eq!(args["backend"]["data"]["addr"]["data"]["path"], "/run/osc/a,b/fs.sock");
         assert_eq!(p.frontend["addr"], "0x1f");
-        assert_eq!(p.backend.remove(), ("chardev-remove", json!({"id": "slot31"})));
+        assert_eq!(p.backend.removes(), [("chardev-remove", json!({"id": "slot31"}))]);
     }
 
     #[test]
     fn a_nic_with_one_queue_and_with_many() {
-        let one = parts(&nic(1), 2, &["7".into()]);
+        let one = parts(&nic(1), Place::Slot(2), &["7".into()]);
         assert_eq!(one.args()[1], "tap,fds=7,id=slot2,vhost=off");
         assert_eq!(
             one.args()[3],
@@ -254,35 +301,42 @@ mod tests {
         let Device::Nic { id, queues, mac, mtu, .. } = nic(1) else { unreachable!() };
         let vhost = vec![std::fs::File::open("/dev/null").unwrap().into()];
         let fast = Device::Nic { id, queues, vhost, mac, mtu };
-        assert_eq!(parts(&fast, 2, &["7".into(), "8".into()]).args()[1], "tap,fds=7,id=slot2,vhost=on,vhostfds=8");
+        assert_eq!(parts(&fast, Place::Slot(2), &["7".into(), "8".into()]).args()[1], "tap,fds=7,id=slot2,vhost=on,vhostfds=8");
         assert!(check(&nic(1)).is_ok() && check(&fast).is_ok());
-        let many = parts(&nic(2), 2, &["a".into(), "b".into()]);
-        assert_eq!(many.backend.add().1["fds"], "a:b");
+        let many = parts(&nic(2), Place::Slot(2), &["a".into(), "b".into()]);
+        assert_eq!(many.backend.adds()[0].1["fds"], "a:b");
         assert_eq!((&many.frontend["mq"], &many.frontend["vectors"]), (&json!(true), &json!(6)));
     }
 
     #[test]
     fn user_net_repeats_its_forwards() {
         let forwards = vec![("127.0.0.1".into(), 8080, 80), ("0.0.0.0".into(), 2222, 22)];
-        let p = parts(&Device::UserNet { id: "net".into(), forwards }, 1, &[]);
+        let p = parts(&Device::UserNet { id: "net".into(), forwards }, Place::Slot(1), &[]);
         assert_eq!(p.args()[1], "user,hostfwd=tcp:127.0.0.1:8080-:80,hostfwd=tcp:0.0.0.0:2222-:22,id=slot1");
-        assert_eq!(p.backend.add().1["hostfwd"][1]["str"], "tcp:0.0.0.0:2222-:22");
+        assert_eq!(p.backend.adds()[0].1["hostfwd"][1]["str"], "tcp:0.0.0.0:2222-:22");
     }
 
     #[test]
     fn a_disk_is_raw_and_its_file_nested() {
-        let disk = Device::Block { id: "d".into(), path: "/x/disk,1".into(), read_only: true, serial: "abc".into() };
-        let p = parts(&disk, 3, &[]);
+        let disk =
+            Device::Block { id: "d".into(), path: "/x/disk,1".into(), read_only: true, serial: "abc".into(), drive: Default::default() };
+        let p = parts(&disk, Place::Slot(3), &[]);
         assert_eq!(p.args()[1], "raw,discard=unmap,file.driver=file,file.filename=/x/disk,,1,node-name=slot3,read-only=on");
-        assert_eq!(p.backend.add().1["file"]["filename"], "/x/disk,1");
-        assert_eq!(p.backend.remove().1, json!({"node-name": "slot3"}));
+        assert_eq!(p.backend.adds()[0].1["file"]["filename"], "/x/disk,1");
+        assert_eq!(p.backend.removes(), [("blockdev-del", json!({"node-name": "slot3"}))]);
     }
 
     #[test]
     fn what_qemu_would_refuse_is_refused_by_name() {
         assert!(check(&share()).is_ok());
         assert!(check(&nic(0)).unwrap_err().contains("without a tap"));
-        let disk = |id: &str, serial: &str| Device::Block { id: id.into(), path: "/x".into(), read_only: true, serial: serial.into() };
+        let disk = |id: &str, serial: &str| Device::Block {
+            id: id.into(),
+            path: "/x".into(),
+            read_only: true,
+            serial: serial.into(),
+            drive: Default::default(),
+        };
         assert!(check(&disk("d", "123456789012345678901")).unwrap_err().contains("20 bytes"));
         assert!(check(&disk("0d", "1")).unwrap_err().contains("\"0d\""));
         assert!(check(&disk("d,x", "1")).is_err());

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::device::{self, Backend, SLOTS};
+use super::device::{self, Backend, LUNS, Parts, Place, SLOTS};
 use super::qmp::{self, Qmp};
 use super::tuning::Backing;
 use super::{GUEST_BLOCK, Growth, args};
@@ -131,11 +131,13 @@ fn plug_dimm(qmp: &Qmp, backing: Backing, have: u64, mib: u64) -> Result<()> {
 
 // Devices
 
-/// Which device is in which slot of the bridge.
+/// Which device is where.
 #[derive(Debug)]
 pub struct Slots {
     /// Slot n is at n - 1.
     slots: [Option<Slot>; SLOTS],
+    /// SCSI disks by their LUN.
+    luns: Vec<Option<Slot>>,
 }
 
 #[derive(Clone, Debug)]
@@ -148,63 +150,82 @@ struct Slot {
 impl Slots {
     /// Those that the VM was started with.
     pub fn new(backends: Vec<(String, Backend)>) -> Slots {
-        let mut slots = Slots { slots: [const { None }; SLOTS] };
+        let mut slots = Slots { slots: [const { None }; SLOTS], luns: vec![None; LUNS] };
         for (slot, (id, backend)) in slots.slots.iter_mut().zip(backends) {
             *slot = Some(Slot { id, backend: Some(backend) });
         }
         slots
     }
 
-    /// Takes a free slot for `id`.
-    pub fn reserve(&mut self, id: &str) -> Result<usize> {
+    /// Takes a free place for `id`: behind the SCSI controller, or on the bridge.
+    pub fn reserve(&mut self, id: &str, scsi: bool) -> Result<Place> {
         if self.find(id).is_some() {
             return Err(Failure::new(Stage::Qemu, format!("the VM has a device {id} already")).code(Code::AlreadyExists));
         }
-        let Some(free) = self.slots.iter().position(Option::is_none) else {
-            let cause = format!("device {id}: all {SLOTS} slots of the VM are taken");
+        let places = if scsi { &mut self.luns[..] } else { &mut self.slots[..] };
+        let Some(free) = places.iter().position(Option::is_none) else {
+            let cause = format!("device {id}: all {} slots of the VM are taken", places.len());
             return Err(Failure::new(Stage::Qemu, cause).code(Code::ResourceExhausted));
         };
-        self.slots[free] = Some(Slot { id: id.to_owned(), backend: None });
-        Ok(free + 1)
+        places[free] = Some(Slot { id: id.to_owned(), backend: None });
+        Ok(if scsi { Place::Lun(free) } else { Place::Slot(free + 1) })
     }
 
-    pub fn fill(&mut self, slot: usize, backend: Backend) {
-        if let Some(Some(s)) = self.slots.get_mut(slot - 1) {
+    pub fn fill(&mut self, place: Place, backend: Backend) {
+        if let Some(s) = self.at(place) {
             s.backend = Some(backend);
         }
     }
 
-    pub fn free(&mut self, slot: usize) {
-        self.slots[slot - 1] = None;
+    pub fn free(&mut self, place: Place) {
+        *self.at(place) = None;
     }
 
-    /// The slot of a device that is plugged, and its other half.
-    pub fn backend(&self, id: &str) -> Result<(usize, Backend)> {
-        let found = self.find(id).and_then(|n| Some((n + 1, self.slots[n].as_ref()?.backend.clone()?)));
+    /// The place of a device that is plugged, and its other half.
+    pub fn backend(&self, id: &str) -> Result<(Place, Backend)> {
+        let found = self.find(id).and_then(|(place, slot)| Some((place, slot.backend.clone()?)));
         found.ok_or_else(|| Failure::new(Stage::Qemu, format!("the VM has no device {id}")).code(Code::NotFound))
     }
 
-    fn find(&self, id: &str) -> Option<usize> {
-        self.slots.iter().position(|s| s.as_ref().is_some_and(|s| s.id == id))
+    fn at(&mut self, place: Place) -> &mut Option<Slot> {
+        match place {
+            Place::Slot(n) => &mut self.slots[n - 1],
+            Place::Lun(n) => &mut self.luns[n],
+        }
+    }
+
+    fn find(&self, id: &str) -> Option<(Place, &Slot)> {
+        let slots = self.slots.iter().enumerate().map(|(n, s)| (Place::Slot(n + 1), s));
+        let luns = self.luns.iter().enumerate().map(|(n, s)| (Place::Lun(n), s));
+        slots.chain(luns).find_map(|(place, s)| Some((place, s.as_ref().filter(|s| s.id == id)?)))
     }
 }
 
-/// Plugs `device` into `slot`. Undone whole if it fails half-way.
-pub fn plug(qmp: &Qmp, device: &Device, slot: usize) -> Result<Backend> {
+/// Plugs `device` at `place`. Undone whole if it fails half-way.
+pub fn plug(qmp: &Qmp, device: &Device, place: Place) -> Result<Backend> {
     use std::os::fd::AsFd;
     let fds = device::descriptors(device);
-    let names: Vec<String> = (0..fds.len()).map(|n| format!("slot{slot}-q{n}")).collect();
+    let names: Vec<String> = (0..fds.len()).map(|n| format!("{}-q{n}", place.name())).collect();
     let given = names.iter().zip(fds).try_for_each(|(name, fd)| qmp.give(name, fd.as_fd()));
-    let parts = device::parts(device, slot, &names);
-    let (add, arguments) = parts.backend.add();
-    if let Err(e) = given.and_then(|()| qmp.execute(add, arguments).map(drop)) {
+    given.map_err(Failure::from).and_then(|()| add(qmp, device::parts(device, place, &names))).inspect_err(|_| {
         // Those that QEMU took are gone from its list, the others must not stay in it.
         names.iter().for_each(|name| drop(qmp.execute("closefd", json!({"fdname": name}))));
-        return Err(e.into());
-    }
-    if let Err(e) = qmp.execute("device_add", parts.frontend) {
-        let (remove, arguments) = parts.backend.remove();
-        undo(qmp, remove, arguments);
+    })
+}
+
+/// Adds both halves of a device. Undone whole if it fails half-way.
+pub fn add(qmp: &Qmp, parts: Parts) -> Result<Backend> {
+    let adds = parts.backend.adds();
+    let mut made = 0;
+    let added = adds.iter().try_for_each(|(command, arguments)| {
+        qmp.execute(command, arguments.clone())?;
+        made += 1;
+        Ok::<(), qmp::Error>(())
+    });
+    if let Err(e) = added.and_then(|()| qmp.execute("device_add", parts.frontend).map(drop)) {
+        for (command, arguments) in parts.backend.removes().into_iter().skip(adds.len() - made) {
+            undo(qmp, command, arguments);
+        }
         return Err(e.into());
     }
     Ok(parts.backend)
@@ -224,8 +245,9 @@ pub fn unplug(qmp: &Qmp, id: &str, backend: &Backend) -> Result<()> {
         let cause = format!("device {id}: the guest does not let go of it within {} s", LET_GO.as_secs());
         return Err(Failure::new(Stage::Qemu, cause).code(Code::DeadlineExceeded).way_out("unmount or close it in the guest first"));
     }
-    let (remove, arguments) = backend.remove();
-    qmp.execute(remove, arguments)?;
+    for (command, arguments) in backend.removes() {
+        qmp.execute(command, arguments)?;
+    }
     Ok(())
 }
 
@@ -284,16 +306,21 @@ mod tests {
     fn slots() {
         let backend = Backend::Chardev { id: "slot1".into(), path: "/s".into() };
         let mut slots = Slots::new(vec![("share".into(), backend.clone())]);
-        assert_eq!(slots.backend("share").unwrap(), (1, backend.clone()));
-        assert_eq!(slots.reserve("share").unwrap_err().code, Code::AlreadyExists);
-        assert_eq!(slots.reserve("nic0").unwrap(), 2);
+        assert_eq!(slots.backend("share").unwrap(), (Place::Slot(1), backend.clone()));
+        assert_eq!(slots.reserve("share", false).unwrap_err().code, Code::AlreadyExists);
+        assert_eq!(slots.reserve("nic0", false).unwrap(), Place::Slot(2));
         // Being plugged: taken, but nothing to unplug yet.
         assert_eq!(slots.backend("nic0").unwrap_err().code, Code::NotFound);
-        slots.fill(2, backend.clone());
+        slots.fill(Place::Slot(2), backend.clone());
         assert!(slots.backend("nic0").is_ok());
-        slots.free(1);
-        assert_eq!(slots.reserve("disk").unwrap(), 1);
-        (3..=SLOTS).for_each(|n| assert_eq!(slots.reserve(&format!("d{n}")).unwrap(), n));
-        assert_eq!(slots.reserve("more").unwrap_err().code, Code::ResourceExhausted);
+        slots.free(Place::Slot(1));
+        assert_eq!(slots.reserve("disk", false).unwrap(), Place::Slot(1));
+        (3..=SLOTS).for_each(|n| assert_eq!(slots.reserve(&format!("d{n}"), false).unwrap(), Place::Slot(n)));
+        assert_eq!(slots.reserve("more", false).unwrap_err().code, Code::ResourceExhausted);
+        // SCSI disks have places of their own, and ids are the VM's.
+        assert_eq!(slots.reserve("more", true).unwrap(), Place::Lun(0));
+        assert_eq!(slots.reserve("disk", true).unwrap_err().code, Code::AlreadyExists);
+        slots.fill(Place::Lun(0), backend.clone());
+        assert_eq!(slots.backend("more").unwrap(), (Place::Lun(0), backend));
     }
 }

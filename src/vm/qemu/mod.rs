@@ -10,6 +10,7 @@ mod cmdline;
 mod console;
 pub mod detached;
 mod device;
+mod disk;
 mod exit;
 mod find;
 mod hotplug;
@@ -27,12 +28,14 @@ pub use accel::Accel;
 pub use args::{AGENT_PORT, MUX_PORT, marker};
 pub use find::{find, version};
 
-use super::{Caps, Device, Exit, Size, Vm};
+use super::disk::{Aio, Bus, Drive};
+use super::{Address, Caps, Device, Exit, Size, Vm};
 use crate::error::{At, Failure, Result, Stage};
 use crate::process::{Ledger, Session, Spawn};
 use crate::rpc::{Code, Stream};
 use crate::watch::{Chore, Watched};
 use channel::Link;
+use device::Place;
 use exit::Evidence;
 use hotplug::Slots;
 use qmp::Qmp;
@@ -132,6 +135,8 @@ pub struct Qemu {
     /// Memory beyond the base, MiB. Held during a resize, so that there is one at a time.
     plugged: Mutex<u64>,
     slots: Mutex<Slots>,
+    /// Held while the SCSI controller is being plugged.
+    scsi: Mutex<bool>,
     console: PathBuf,
     stopped: AtomicBool,
     evidence: OnceLock<Evidence>,
@@ -170,6 +175,7 @@ impl Qemu {
             backing: plan.tuning.memory,
             plugged: Mutex::new(0),
             slots: Mutex::new(slots),
+            scsi: Mutex::new(false),
             console,
             stopped: AtomicBool::new(false),
             evidence: OnceLock::new(),
@@ -214,6 +220,37 @@ impl Qemu {
 
     fn slots(&self) -> MutexGuard<'_, Slots> {
         self.slots.lock().unwrap_or_else(|p| p.into_inner())
+    }
+
+    /// The controller comes with the first SCSI disk: a pod without one does not pay for it.
+    fn need_scsi(&self, drive: &Drive) -> Result<()> {
+        let mut there = self.scsi.lock().unwrap_or_else(|p| p.into_inner());
+        if *there {
+            return Ok(());
+        }
+        let place = self.slots().reserve(disk::CONTROLLER, false)?;
+        let Place::Slot(slot) = place else { return Ok(()) };
+        let mut parts = disk::controller(drive, slot);
+        device::seat(&mut parts.frontend, disk::CONTROLLER, place);
+        let backend = hotplug::add(&self.qmp, parts).inspect_err(|_| self.slots().free(place))?;
+        self.slots().fill(place, backend);
+        *there = true;
+        Ok(())
+    }
+
+    fn plug_at(&self, device: &mut Device, place: Place) -> Result<device::Backend> {
+        let e = match hotplug::plug(&self.qmp, device, place) {
+            Ok(backend) => return Ok(backend),
+            Err(e) => e,
+        };
+        match device {
+            Device::Block { id, drive, .. } if drive.aio == Aio::IoUring && e.cause.contains("io_uring") => {
+                log::warn!("disk {id}: {}; threads do it instead", e.cause);
+                drive.aio = Aio::Threads;
+                hotplug::plug(&self.qmp, device, place)
+            }
+            _ => Err(e),
+        }
     }
 }
 
@@ -271,7 +308,7 @@ fn backends(plan: &Plan) -> Vec<(String, device::Backend)> {
     let numbers = queue_numbers(&plan.devices);
     let backend = |(n, d): (usize, &Device)| {
         let names: Vec<String> = numbers[n].iter().map(RawFd::to_string).collect();
-        (d.id().to_owned(), device::parts(d, n + 1, &names).backend)
+        (d.id().to_owned(), device::parts(d, Place::Slot(n + 1), &names).backend)
     };
     plan.devices.iter().enumerate().map(backend).collect()
 }
@@ -335,23 +372,31 @@ impl Vm for Qemu {
         Ok(Size { vcpus, mib: self.base.mib + *plugged })
     }
 
-    fn plug(&self, device: Device) -> Result<()> {
+    fn plug(&self, mut device: Device) -> Result<Address> {
         device::check(&device).map_err(|cause| Failure::new(Stage::Request, cause).code(Code::InvalidArgument))?;
-        let slot = self.slots().reserve(device.id())?;
-        match hotplug::plug(&self.qmp, &device, slot) {
-            Ok(backend) => self.slots().fill(slot, backend),
-            Err(e) => {
-                self.slots().free(slot);
-                return Err(e);
+        let scsi = match &device {
+            Device::Block { drive, .. } if drive.bus == Bus::Scsi => {
+                self.need_scsi(drive)?;
+                true
             }
-        }
-        Ok(())
+            _ => false,
+        };
+        let place = self.slots().reserve(device.id(), scsi)?;
+        let backend = self.plug_at(&mut device, place).inspect_err(|_| self.slots().free(place))?;
+        self.slots().fill(place, backend);
+        Ok(place.address())
     }
 
     fn unplug(&self, id: &str) -> Result<()> {
-        let (slot, backend) = self.slots().backend(id)?;
+        let (place, backend) = self.slots().backend(id)?;
         hotplug::unplug(&self.qmp, id, &backend)?;
-        self.slots().free(slot);
+        self.slots().free(place);
+        Ok(())
+    }
+
+    fn resize_disk(&self, id: &str, bytes: u64) -> Result<()> {
+        let (place, _) = self.slots().backend(id)?;
+        self.qmp.execute("block_resize", serde_json::json!({"node-name": place.name(), "size": bytes}))?;
         Ok(())
     }
 

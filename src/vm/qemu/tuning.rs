@@ -20,6 +20,8 @@ pub struct Tuning {
     pub reclaim: bool,
     /// `memory_slots`: how often memory can grow by DIMMs; 0 is as often as can be.
     pub slots: u32,
+    /// `indep_iothreads`: threads that disks share.
+    pub disk_threads: u32,
 }
 
 /// What a VM's memory is made of, that which it boots with and that which is plugged.

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use prost::Message;
 
-use super::{Caps, Device, Exit, Size, Vm, port};
+use super::{Address, Caps, Device, Exit, Size, Vm, port};
 use crate::error::{At, Failure, Result, Stage};
 use crate::rpc::wire::hypervisor::{self as wire, CreateVmRequest, CreateVmResponse, StartVmRequest, StopVmRequest};
 use crate::rpc::{Client, Code, Status, Stream, hybrid, reconnect};
@@ -222,12 +222,16 @@ impl Vm for Remote {
         Ok(want)
     }
 
-    fn plug(&self, device: Device) -> Result<()> {
+    fn plug(&self, device: Device) -> Result<Address> {
         Err(cannot(&format!("plug {}", device.id())))
     }
 
     fn unplug(&self, id: &str) -> Result<()> {
         Err(cannot(&format!("unplug {id}")))
+    }
+
+    fn resize_disk(&self, id: &str, _bytes: u64) -> Result<()> {
+        Err(cannot(&format!("resize disk {id}")))
     }
 
     fn wait(&self) -> Exit {

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::error::{At, Failure, Result, Stage};
-use crate::shim::{check, ctl, image, install, monitor, report, run};
+use crate::shim::{check, ctl, direct_volume, image, install, monitor, report, run};
 
 /// Every pod in a virtual machine of its own.
 #[derive(Parser)]
@@ -49,6 +49,9 @@ enum Command {
     Netsetup(crate::net::setup::Netsetup),
     /// Serve the remote hypervisor protocol: peer pods
     Adaptor(crate::vm::remote::adaptor::Adaptor),
+    /// Volumes that a pod's guest mounts itself: add, remove, stats, resize
+    #[command(subcommand)]
+    DirectVolume(direct_volume::DirectVolume),
     /// Forward an adaptor's calls to the agent of this pod VM
     #[command(disable_help_flag = true)]
     Forwarder {
@@ -118,6 +121,7 @@ fn act(command: Command) -> Result<i32> {
         Command::Check(c) => c.run(),
         Command::Report(c) => done(c.run()),
         Command::Netsetup(c) => c.run(),
+        Command::DirectVolume(c) => done(c.run()),
         Command::Adaptor(c) => {
             log_to_stderr_at(log::LevelFilter::Info);
             c.run()

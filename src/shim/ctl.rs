@@ -430,6 +430,16 @@ fn call<Req: prost::Message, Resp: prost::Message + Default>(
     client.call(SERVICE, method, request, timeout).map_err(|Status { code, message }| Failure::told(code, message))
 }
 
+/// A call of our own to whoever has `sandbox`.
+pub fn ask<Req: prost::Message, Resp: prost::Message + Default>(
+    sandbox: &str,
+    method: &str,
+    request: &Req,
+    limit: Duration,
+) -> Result<Resp> {
+    call(&dial(&existing(sandbox)?)?, method, request, Some(limit))
+}
+
 fn existing(sandbox: &str) -> Result<PathBuf> {
     super::sandbox::check_id(sandbox)?;
     let dir = record::dir_of(sandbox);

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod ctl;
+pub mod direct_volume;
 pub mod image;
 pub mod install;
 pub mod monitor;

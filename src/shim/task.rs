@@ -247,7 +247,8 @@ impl<P: Pod + 'static> Task<P> {
                 Ok(wire::ConnectResponse { shim_pid: self.pid(), task_pid: self.pid(), version: crate::VERSION.into() })
             }),
             "Checkpoint" => Err(Status::new(Code::Unimplemented, "a container in a VM cannot be checkpointed")),
-            _ => Err(Status::new(Code::Unimplemented, format!("Task has no {method}"))),
+            _ => super::direct_volume::serve(|| self.pod.sandbox(), method, payload)
+                .unwrap_or_else(|| Err(Status::new(Code::Unimplemented, format!("Task has no {method}")))),
         }
     }
 }

@@ -10,8 +10,8 @@ use std::path::{Component, Path};
 use super::{AgentService, Answer, DONE, failed, invalid};
 use crate::agent::boot::KATA_RUN;
 use crate::rpc::wire::agent::{
-    CopyFileRequest, RemoveStaleVirtiofsShareMountsRequest, UpdateEphemeralMountsRequest, VolumeCondition, VolumeStatsRequest,
-    VolumeStatsResponse, VolumeUsage,
+    CopyFileRequest, RemoveStaleVirtiofsShareMountsRequest, ResizeVolumeRequest, UpdateEphemeralMountsRequest, VolumeCondition,
+    VolumeStatsRequest, VolumeStatsResponse, VolumeUsage,
 };
 use crate::rpc::wire::google::Empty;
 
@@ -59,6 +59,12 @@ impl AgentService {
             usage: vec![usage(BYTES, s.f_frsize, s.f_blocks, s.f_bfree, s.f_bavail), usage(INODES, 1, s.f_files, s.f_ffree, s.f_favail)],
             volume_condition: Some(VolumeCondition { abnormal: false, message: String::new() }),
         })
+    }
+
+    /// A volume's disk has grown; its file system follows.
+    pub(super) fn resize_volume(&self, r: ResizeVolumeRequest) -> Answer<Empty> {
+        self.guest.storages.grow(&r.volume_guest_path, r.size)?;
+        DONE
     }
 
     /// A stat makes the kernel drop what the host has unmounted below the share.

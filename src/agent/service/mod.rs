@@ -105,6 +105,7 @@ impl AgentService {
 
             "CopyFile" => unary(p, |r| self.copy_file(r)),
             "UpdateEphemeralMounts" => unary(p, |r| self.update_ephemeral_mounts(r)),
+            "ResizeVolume" => unary(p, |r| self.resize_volume(r)),
             "GetVolumeStats" => unary(p, |r| self.volume_stats(r)),
             "RemoveStaleVirtiofsShareMounts" => unary(p, |r| self.remove_stale_mounts(r)),
             _ => match REFUSED.iter().find(|(name, _)| *name == method) {
@@ -125,7 +126,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("AddSwap", SWAP),
     ("AddSwapPath", SWAP),
     ("MemHotplugByProbe", "x86 announces plugged memory by itself; there is no probe file to write to"),
-    ("ResizeVolume", "the guest does not grow file systems; resize the volume on the host and mount it again"),
     ("GetDiagnosticData", "termination messages are written through the share, where the host reads them"),
 ];
 const IPTABLES: &str = "the guest carries no iptables; a pod's rules belong to its network namespace on the host";

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use super::Host;
 
-/// Time for a plugged device to show up; Kata's `agent.hotplug_timeout`.
-const PLUG_LIMIT: Duration = Duration::from_secs(3);
+/// Time for a plugged device to show up: a tenth of a second, but the driver may have to be loaded first, on a busy host.
+pub const PLUG_LIMIT: Duration = Duration::from_secs(15);
 
 /// The node of disk `source`, waiting for it if it is not there yet.
 pub fn find(host: &Host, driver: &str, source: &str) -> io::Result<PathBuf> {

@@ -118,7 +118,11 @@ fn disk(host: &Host, storage: &Storage, at: &Path) -> io::Result<Option<PathBuf>
     let node = device::find(host, &storage.driver, &storage.source)?;
     file_system(host, &storage.fstype)?;
     fs::create_dir_all(at)?;
-    Options::parse(&storage.options).mount(&node.to_string_lossy(), at, &storage.fstype).map(|()| None)
+    let mounted = Options::parse(&storage.options).mount(&node.to_string_lossy(), at, &storage.fstype);
+    mounted.map(|()| None).map_err(|e| {
+        let _ = fs::remove_dir(at);
+        io::Error::new(e.kind(), format!("{} as {}: {e}", storage.source, storage.fstype))
+    })
 }
 
 /// Gives the volume to its fsGroup, where it has one.

@@ -6,6 +6,7 @@
 
 mod device;
 mod drivers;
+mod grow;
 mod owner;
 
 pub use crate::fs::options::Options;
@@ -130,6 +131,11 @@ impl Storages {
         device::find(&self.host, driver, name)
     }
 
+    /// Grows the file system at `path` to `size` bytes.
+    pub fn grow(&self, path: &str, size: u64) -> Result<(), Status> {
+        grow::grow(&self.host, Path::new(path), size).map_err(|e| Status::new(Code::Internal, format!("grow volume {path}: {e}")))
+    }
+
     /// Mounts `storage` again with its options: a memory-backed volume that grows with the pod.
     pub fn remount(&self, storage: &Storage) -> Result<(), Status> {
         let path = mount_point(storage)?;
@@ -183,6 +189,10 @@ fn mount_point(storage: &Storage) -> Result<PathBuf, Status> {
 /// A disk is unmounted for good, so that it is clean; what is still in use goes when its last user does.
 fn unmount(path: &Path) {
     if rustix::mount::unmount(path, rustix::mount::UnmountFlags::NOFOLLOW).is_err() {
+        // The host may take the disk away at once.
+        if let Ok(root) = std::fs::File::open(path) {
+            let _ = rustix::fs::syncfs(&root);
+        }
         if let Err(e) = crate::fs::mount::detach(path) {
             log::warn!("storage {}: unmount: {e}", path.display());
         }

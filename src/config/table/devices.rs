@@ -91,7 +91,7 @@ pub const KEYS: &[Key] = &[
         "a root file system on a block device is mounted here and shared",
     )
     .noted()
-    .later(),
+    .proof("`block` a_root_on_a_device_"),
     key(
         H,
         "block_device_driver",
@@ -103,21 +103,23 @@ pub const KEYS: &[Key] = &[
         "how disks are plugged; NVDIMM, pmem, mmio and ccw are not done",
     )
     .noted()
-    .later(),
+    .proof("`block` a_raw_device_"),
     key(
         H,
         "block_device_aio",
         choice!(block_device_aio: BlockAio { "io_uring" => IoUring, "threads" => Threads, "native" => Native }),
         "how QEMU reads and writes disks",
     )
-    .later(),
-    key(H, "block_device_cache_set", Rule::Bool(|c| &mut c.block_device_cache_set), "the next two are honoured").noted().later(),
+    .proof("`block` every_key_of_a_disk_"),
+    key(H, "block_device_cache_set", Rule::Bool(|c| &mut c.block_device_cache_set), "the next two are honoured")
+        .noted()
+        .proof("`shim::sandbox::block` what_a_configuration_"),
     key(H, "block_device_cache_direct", Rule::Bool(|c| &mut c.block_device_cache_direct), "disks bypass the host's page cache")
         .noted()
-        .later(),
+        .proof("`block` every_key_of_a_disk_"),
     key(H, "block_device_cache_noflush", Rule::Bool(|c| &mut c.block_device_cache_noflush), "flushes of the guest are ignored")
         .noted()
-        .later(),
+        .proof("`vm::qemu::disk` each_key_"),
     key(
         H,
         "block_device_logical_sector_size",
@@ -125,7 +127,7 @@ pub const KEYS: &[Key] = &[
         "of disks; 0: QEMU's",
     )
     .noted_as("blk_logical_sector_size")
-    .later(),
+    .proof("`block` every_key_of_a_disk_"),
     key(
         H,
         "block_device_physical_sector_size",
@@ -133,33 +135,37 @@ pub const KEYS: &[Key] = &[
         "of disks; 0: QEMU's",
     )
     .noted_as("blk_physical_sector_size")
-    .later(),
-    key(H, "enable_iothreads", Rule::Bool(|c| &mut c.enable_iothreads), "disks have a thread of their own").noted().later(),
+    .proof("`block` every_key_of_a_disk_"),
+    key(H, "enable_iothreads", Rule::Bool(|c| &mut c.enable_iothreads), "disks have a thread of their own")
+        .noted()
+        .proof("`vm::qemu::disk` each_key_"),
     key(H, "indep_iothreads", number32(|c| &mut c.indep_iothreads, (0, 64), ""), "threads for disks that are plugged later")
         .noted()
-        .later(),
+        .proof("`block` every_key_of_a_disk_"),
     key(H, "queue_size", number32(|c| &mut c.queue_size, (2, 1024), ""), "entries of a disk's queue")
         .noted_as("block_device_queue_size")
-        .later(),
-    key(H, "num_queues", number32(|c| &mut c.num_queues, (1, 240), ""), "queues of a disk").noted_as("block_device_num_queues").later(),
+        .proof("`block` every_key_of_a_disk_"),
+    key(H, "num_queues", number32(|c| &mut c.num_queues, (1, 240), ""), "queues of a disk")
+        .noted_as("block_device_num_queues")
+        .proof("`block` every_key_of_a_disk_"),
     key(
         H,
         "disk_rate_limiter_bw_max_rate",
         number64(|c| &mut c.disk_rate_limiter_bw_max_rate, (0, ANY), "bits/s"),
         "of disks; 0: unlimited",
     )
-    .later(),
+    .proof("`vm::qemu::disk` limits_"),
     key(H, "disk_rate_limiter_bw_one_time_burst", number64(|c| &mut c.disk_rate_limiter_bw_one_time_burst, (0, ANY), "bits"), "of disks")
-        .later(),
+        .proof("`vm::qemu::disk` limits_"),
     key(
         H,
         "disk_rate_limiter_ops_max_rate",
         number64(|c| &mut c.disk_rate_limiter_ops_max_rate, (0, ANY), "1/s"),
         "of disks; 0: unlimited",
     )
-    .later(),
+    .proof("`block` every_key_of_a_disk_"),
     key(H, "disk_rate_limiter_ops_one_time_burst", number64(|c| &mut c.disk_rate_limiter_ops_one_time_burst, (0, ANY), ""), "of disks")
-        .later(),
+        .proof("`vm::qemu::disk` limits_"),
     key(H, "enable_vhost_user_store", Rule::Only(&[Bool(false)]), VHOST_USER).noted(),
     key(H, "vhost_user_store_path", Rule::Moot, VHOST_USER).noted(),
     key(H, "valid_vhost_user_store_paths", Rule::Moot, VHOST_USER),

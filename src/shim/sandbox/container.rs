@@ -103,13 +103,14 @@ impl Container {
             sandbox.sizing.release(&id, sandbox.vm.as_ref(), &sandbox.agent);
             e
         };
-        let mut placed = volume::place(&id, &bundle, rootfs, &mut spec, &sandbox.files, &sandbox.record).map_err(unsize)?;
+        let mut placed = volume::place(&id, &bundle, rootfs, &mut spec, sandbox.place()).map_err(unsize)?;
         let state = HookState { id: &id, status: "creating", pid: std::process::id() as i32, bundle: &bundle };
         let made = hooks::before_create(&hooks, &state).and_then(|()| sandbox.hold_volumes(&placed.pod_storages)).and_then(|()| {
             let request = wire::CreateContainerRequest {
                 container_id: id.clone(),
                 exec_id: id.clone(),
                 storages: std::mem::take(&mut placed.storages),
+                devices: std::mem::take(&mut placed.devices),
                 oci: Some(spec),
                 sandbox_pidns: shared_pids,
                 ..Default::default()

@@ -5,10 +5,12 @@
 //! every waiter, the record and the log are given.
 
 pub mod agent;
+pub mod block;
 mod boot;
 pub mod cgroup;
 pub mod cleanup;
 pub mod container;
+pub mod direct;
 mod elsewhere;
 mod figures;
 pub mod files;
@@ -82,6 +84,7 @@ pub struct Sandbox {
     /// Of a VM on this host.
     pub image: Option<GuestImage>,
     files: Files,
+    disks: Arc<block::Disks>,
     vm: Arc<dyn Vm>,
     agent: Arc<Agent>,
     record: Record,
@@ -166,11 +169,13 @@ impl Sandbox {
         let caps = booted.vm.caps();
         let grows = !new.config.static_sandbox_resource_mgmt && (caps.hotplug_cpu || caps.hotplug_memory);
         let sizing = size::Sizing::new(base, new.size, most.vcpus, grows);
+        let disks = block::Disks::new(booted.vm.clone(), &new.config);
         let sandbox = Arc::new(Sandbox {
             id: new.id,
             config: new.config,
             image: booted.image,
             files: booted.files,
+            disks,
             vm: booted.vm,
             agent: booted.agent,
             record,
@@ -247,6 +252,10 @@ impl Sandbox {
             held.insert(storage.mount_point.clone());
         }
         Ok(())
+    }
+
+    fn place(&self) -> volume::To<'_> {
+        volume::To { files: &self.files, record: &self.record, disks: &self.disks }
     }
 
     /// Keeps a second create of the same id out while the first is under way.

@@ -6,20 +6,25 @@
 //! | --- | --- |
 //! | not a bind (proc, sysfs, tmpfs, devpts, mqueue, cgroup) | the same, made by the guest's own kernel |
 //! | `/dev/shm` bound from the host | the sandbox's own tmpfs, shared by its containers |
+//! | a block device | a disk of the VM, a node of it in the container ([`block`]) |
+//! | a direct-assigned volume | a disk of the VM, mounted by the guest ([`direct`]) |
 //! | bound from below /dev, /proc or /sys | the guest's own node of that name |
 //! | an emptyDir in memory (`medium: Memory`) | a tmpfs of the pod in the guest's memory, of the same size |
 //! | an emptyDir, where the guest sees no files of the host | a directory of the pod in the guest |
 //! | any other bind | the host's file or directory through the share, or a copy of it ([`Files`]) |
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::block::{self, Disks};
+use super::direct;
 use super::files::Files;
 use super::record::{Record, Thing};
 use crate::error::{At, Failure, Result, Stage};
 use crate::fs::mount;
 use crate::fs::share::{self, GUEST_ROOT};
 use crate::rpc::Code;
-use crate::rpc::wire::agent::Storage;
+use crate::rpc::wire::agent::{Device, Storage};
 use crate::rpc::wire::oci::{Mount, Root, Spec};
 
 /// Where the sandbox's shared memory is mounted in the guest.
@@ -34,6 +39,8 @@ pub enum Rootfs {
     Overlay(PathBuf),
     /// Mounts that make it up at `target`, one over the other; made with the container and taken down with it.
     Mounts { mounts: Vec<Mount>, target: PathBuf },
+    /// A path of the guest, where the agent has mounted it.
+    Guest(String),
 }
 
 /// What a container added to its sandbox; removed with it.
@@ -47,15 +54,39 @@ pub struct Placed {
     pub storages: Vec<Storage>,
     /// The same for what the pod keeps when the container goes.
     pub pod_storages: Vec<Storage>,
+    /// Disks that it uses, and what tells the agent of those that it has as nodes.
+    pub disks: Vec<block::InUse>,
+    pub devices: Vec<Device>,
+}
+
+/// Where things are placed, and what is kept of it.
+#[derive(Clone, Copy)]
+pub struct To<'a> {
+    pub files: &'a Files,
+    pub record: &'a Record,
+    pub disks: &'a Arc<Disks>,
 }
 
 /// Rewrites `spec` from the host's paths to the guest's and binds what it names into the share. On an error, what was
 /// bound is taken out again. A relative source is one of the bundle's.
-pub fn place(id: &str, bundle: &Path, rootfs: Rootfs, spec: &mut Spec, files: &Files, record: &Record) -> Result<Placed> {
+pub fn place(id: &str, bundle: &Path, rootfs: Rootfs, spec: &mut Spec, to: To) -> Result<Placed> {
+    let To { files, record, disks } = to;
     let mut placed = Placed::default();
-    let r = mount_root(rootfs, &mut placed, record)
+    let r = plug_root(id, rootfs, &mut placed, disks)
+        .and_then(|rootfs| mount_root(rootfs, &mut placed, record))
         .and_then(|rootfs| place_root(id, &rootfs, spec, files, &mut placed))
-        .and_then(|()| spec.mounts.iter_mut().try_for_each(|m| place_mount(id, bundle, m, files, &mut placed)));
+        .and_then(|()| {
+            let (used, told) = disks.devices(spec)?;
+            placed.disks.extend(used);
+            placed.devices = told;
+            Ok(())
+        })
+        .and_then(|()| {
+            spec.mounts.iter_mut().try_for_each(|m| match direct::place(bundle, m, &mut placed, to)? {
+                true => Ok(()),
+                false => place_mount(id, bundle, m, files, &mut placed),
+            })
+        });
     match r {
         Ok(()) => Ok(placed),
         Err(e) => {
@@ -76,6 +107,16 @@ pub fn remove(placed: Placed, files: &Files, record: &Record) -> Vec<String> {
         }
     }
     errors
+}
+
+/// A root file system on a disk is mounted in the guest.
+fn plug_root(id: &str, rootfs: Rootfs, placed: &mut Placed, disks: &Arc<Disks>) -> Result<Rootfs> {
+    let Rootfs::Mounts { mounts, .. } = &rootfs else { return Ok(rootfs) };
+    let at = format!("/run/kata-containers/{id}/rootfs");
+    let Some((used, storage)) = disks.root(mounts, &at)? else { return Ok(rootfs) };
+    placed.disks.push(used);
+    placed.storages.push(storage);
+    Ok(Rootfs::Guest(at))
 }
 
 /// Mounts what a manager describes; answers the directory that it makes up.
@@ -118,11 +159,14 @@ fn place_root(id: &str, rootfs: &Rootfs, spec: &mut Spec, files: &Files, placed:
             });
             merged
         }
+        Rootfs::Guest(path) => path.clone(),
         Rootfs::Mounts { target, .. } => {
             return Err(Failure::new(Stage::Share, format!("root file system {} is not mounted", target.display())));
         }
     };
-    placed.names.push(name);
+    if !matches!(rootfs, Rootfs::Guest(_)) {
+        placed.names.push(name);
+    }
     spec.root = Some(Root { path, readonly });
     Ok(())
 }

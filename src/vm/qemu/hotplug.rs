@@ -138,6 +138,9 @@ pub struct Slots {
     slots: [Option<Slot>; SLOTS],
     /// SCSI disks by their LUN.
     luns: Vec<Option<Slot>>,
+    /// Where the search for a free LUN begins. The guest lets go of a SCSI disk after QEMU has: one that takes the place of another
+    /// at once would be mistaken for it.
+    next_lun: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -150,7 +153,7 @@ struct Slot {
 impl Slots {
     /// Those that the VM was started with.
     pub fn new(backends: Vec<(String, Backend)>) -> Slots {
-        let mut slots = Slots { slots: [const { None }; SLOTS], luns: vec![None; LUNS] };
+        let mut slots = Slots { slots: [const { None }; SLOTS], luns: vec![None; LUNS], next_lun: 0 };
         for (slot, (id, backend)) in slots.slots.iter_mut().zip(backends) {
             *slot = Some(Slot { id, backend: Some(backend) });
         }
@@ -162,12 +165,15 @@ impl Slots {
         if self.find(id).is_some() {
             return Err(Failure::new(Stage::Qemu, format!("the VM has a device {id} already")).code(Code::AlreadyExists));
         }
-        let places = if scsi { &mut self.luns[..] } else { &mut self.slots[..] };
-        let Some(free) = places.iter().position(Option::is_none) else {
+        let (places, first) = if scsi { (&mut self.luns[..], self.next_lun) } else { (&mut self.slots[..], 0) };
+        let Some(free) = (first..places.len()).chain(0..first).find(|&n| places[n].is_none()) else {
             let cause = format!("device {id}: all {} slots of the VM are taken", places.len());
             return Err(Failure::new(Stage::Qemu, cause).code(Code::ResourceExhausted));
         };
         places[free] = Some(Slot { id: id.to_owned(), backend: None });
+        if scsi {
+            self.next_lun = (free + 1) % LUNS;
+        }
         Ok(if scsi { Place::Lun(free) } else { Place::Slot(free + 1) })
     }
 
@@ -322,5 +328,7 @@ mod tests {
         assert_eq!(slots.reserve("disk", true).unwrap_err().code, Code::AlreadyExists);
         slots.fill(Place::Lun(0), backend.clone());
         assert_eq!(slots.backend("more").unwrap(), (Place::Lun(0), backend));
+        slots.free(Place::Lun(0));
+        assert_eq!(slots.reserve("another", true).unwrap(), Place::Lun(1));
     }
 }

@@ -3,7 +3,9 @@
 mod common;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -337,6 +339,23 @@ fn a_direct_volume_from_its_description_to_its_end() {
     let resized = direct(&["resize", "--size", &(64u64 << 20).to_string()]);
     assert_eq!(resized.status, 0, "{resized:?}");
     assert!(bytes().0 > 50 << 20, "{:?}", bytes());
+    // The same by Kata's socket, as its own command and CSI drivers ask.
+    let ask = |text: String| -> String {
+        let mut socket = UnixStream::connect(format!("/run/kata/{pod}/shim-monitor.sock")).unwrap();
+        socket.write_all(text.as_bytes()).unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let stats = ask(format!("GET /direct-volume/stats?path={} HTTP/1.1\r\nHost: shim\r\n\r\n", disk.device.replace('/', "%2F")));
+    assert!(stats.starts_with("HTTP/1.1 200") && stats.contains(r#""unit":1"#), "{stats}");
+    let grown = 65u64 << 20;
+    let resize = json!({"VolumePath": disk.device, "Size": grown}).to_string();
+    let post = |body: &str| ask(format!("POST /direct-volume/resize HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
+    let refused = post(&resize);
+    assert!(refused.starts_with("HTTP/1.1 500") && refused.contains("grow it on the host first"), "{refused}");
+    disk.grow(65);
+    assert!(post(&resize).starts_with("HTTP/1.1 200"), "{}", post(&resize));
     sh(&cd, &a, "dd if=/dev/zero of=/data/more bs=1M count=30");
 
     delete(&cd, &a);

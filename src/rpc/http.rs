@@ -1,4 +1,4 @@
-//! HTTP/1.1 as far as figures need it (RFC 9112): a GET a connection, answered and closed.
+//! HTTP/1.1 as far as figures and volumes need it (RFC 9112): a GET or a POST a connection, answered and closed.
 //!
 //! Whoever connects has [`LIMIT`] for its whole request and again for taking the answer, however slowly it goes about it; what
 //! is no request is told so with a status of 4xx.
@@ -46,9 +46,31 @@ pub struct Request {
     pub path: String,
     /// After the `?`.
     pub query: String,
+    /// Of a POST.
+    pub body: Vec<u8>,
 }
 
 impl Request {
+    /// The value of `name` in the query, its `%XX` undone.
+    pub fn decoded(&self, name: &str) -> Option<String> {
+        let value = self.parameter(name)?.as_bytes();
+        let (mut out, mut at) = (Vec::new(), 0);
+        while at < value.len() {
+            let escaped = (value[at] == b'%').then(|| value.get(at + 1..at + 3)).flatten();
+            match escaped.and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok()) {
+                Some(byte) => {
+                    out.push(byte);
+                    at += 3;
+                }
+                None => {
+                    out.push(value[at]);
+                    at += 1;
+                }
+            }
+        }
+        String::from_utf8(out).ok()
+    }
+
     /// The value of `name` in the query.
     pub fn parameter(&self, name: &str) -> Option<&str> {
         self.query.split('&').filter_map(|p| p.split_once('=')).find(|(n, _)| *n == name).map(|(_, v)| v)
@@ -79,10 +101,10 @@ impl Reply {
     }
 }
 
-/// Serves one client.
-pub fn answer(mut client: impl Socket, handler: impl FnOnce(&Request) -> Reply) -> io::Result<()> {
+/// Serves one client. `posts` are the paths that take a POST besides a GET.
+pub fn answer(mut client: impl Socket, posts: &[&str], handler: impl FnOnce(&Request) -> Reply) -> io::Result<()> {
     let reply = match head(&mut client) {
-        Ok(head) => match parse(&head) {
+        Ok(head) => match parse(&head, posts) {
             Ok(request) => handler(&request),
             Err(refused) => refused,
         },
@@ -120,12 +142,12 @@ fn left(until: Instant) -> io::Result<Duration> {
     if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
 
-/// Everything up to the empty line.
+/// Everything up to the empty line, and the body that it announces.
 fn head(client: &mut impl Socket) -> io::Result<Vec<u8>> {
     let until = Instant::now() + LIMIT;
     let mut head = Vec::new();
     let mut piece = [0; 1024];
-    while !ends(&head) {
+    while !whole(&head) {
         client.limit(left(until)?)?;
         match client.read(&mut piece) {
             Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
@@ -141,11 +163,26 @@ fn head(client: &mut impl Socket) -> io::Result<Vec<u8>> {
     Ok(head)
 }
 
-fn ends(head: &[u8]) -> bool {
-    head.windows(4).any(|w| w == b"\r\n\r\n") || head.windows(2).any(|w| w == b"\n\n")
+/// Where the body begins.
+fn body(text: &[u8]) -> Option<usize> {
+    let after = |end: &[u8]| text.windows(end.len()).position(|w| w == end).map(|at| at + end.len());
+    [after(b"\r\n\r\n"), after(b"\n\n")].into_iter().flatten().min()
 }
 
-fn parse(head: &[u8]) -> Result<Request, Reply> {
+fn whole(text: &[u8]) -> bool {
+    body(text).is_some_and(|at| text.len() - at >= length(&text[..at]))
+}
+
+/// Bytes of the body that `head` announces.
+fn length(head: &[u8]) -> usize {
+    let field = |line: &[u8]| {
+        let (name, value) = std::str::from_utf8(line).ok()?.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok())?
+    };
+    head.split(|&b| b == b'\n').find_map(field).unwrap_or(0)
+}
+
+fn parse(head: &[u8], posts: &[&str]) -> Result<Request, Reply> {
     let bad = |why: &str| Reply::error("400 Bad Request", why);
     let line = head.split(|&b| b == b'\n').next().unwrap_or_default();
     let line = std::str::from_utf8(line).map_err(|_| bad("the request line is no text"))?.trim_end_matches('\r');
@@ -154,14 +191,15 @@ fn parse(head: &[u8]) -> Result<Request, Reply> {
     if !version.starts_with("HTTP/1.") {
         return Err(bad("want HTTP/1.0 or HTTP/1.1"));
     }
-    if method != "GET" {
-        return Err(Reply::error("405 Method Not Allowed", format!("{method:.20}: only GET is served")));
+    if method != "GET" && !(method == "POST" && posts.contains(&target.split('?').next().unwrap_or_default())) {
+        return Err(Reply::error("405 Method Not Allowed", format!("{method:.20}: not served here")));
     }
     if !target.starts_with('/') || target.chars().any(char::is_control) {
         return Err(bad("want a path that begins with /"));
     }
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    Ok(Request { path: path.to_owned(), query: query.to_owned() })
+    let body = head[body(head).unwrap_or(head.len())..].to_vec();
+    Ok(Request { path: path.to_owned(), query: query.to_owned(), body })
 }
 
 /// Serves `listener` for ever, each client on a thread of its own that lives as long as it.
@@ -169,7 +207,7 @@ pub fn serve(listener: &TcpListener, handler: Arc<dyn Fn(&Request) -> Reply + Se
     let serving = Arc::new(AtomicUsize::new(0));
     loop {
         match listener.accept() {
-            Ok((client, _)) => spawn(client, &serving, handler.clone()),
+            Ok((client, _)) => spawn(client, &serving, &[], handler.clone()),
             Err(e) => {
                 // Out of descriptors, mostly: they come back.
                 log::warn!("accept: {e}");
@@ -180,7 +218,12 @@ pub fn serve(listener: &TcpListener, handler: Arc<dyn Fn(&Request) -> Reply + Se
 }
 
 /// Serves `client` on a thread of its own, unless `serving` says that there are enough already.
-pub fn spawn(client: impl Socket + Send + 'static, serving: &Arc<AtomicUsize>, handler: Arc<dyn Fn(&Request) -> Reply + Send + Sync>) {
+pub fn spawn(
+    client: impl Socket + Send + 'static,
+    serving: &Arc<AtomicUsize>,
+    posts: &'static [&'static str],
+    handler: Arc<dyn Fn(&Request) -> Reply + Send + Sync>,
+) {
     let mine = serving.clone();
     if mine.fetch_add(1, Ordering::SeqCst) >= MOST {
         mine.fetch_sub(1, Ordering::SeqCst);
@@ -190,7 +233,7 @@ pub fn spawn(client: impl Socket + Send + 'static, serving: &Arc<AtomicUsize>, h
         return;
     }
     let started = crate::thread::try_start("http", move || {
-        if let Err(e) = answer(client, |r| handler(r)) {
+        if let Err(e) = answer(client, posts, |r| handler(r)) {
             log::debug!("http: {e}");
         }
         mine.fetch_sub(1, Ordering::SeqCst);
@@ -239,7 +282,8 @@ mod tests {
     fn ask(bytes: &[u8]) -> String {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         let server = crate::thread::start("test-http", move || {
-            let _ = answer(theirs, |r| match r.path.as_str() {
+            let _ = answer(theirs, &["/grow"], |r| match r.path.as_str() {
+                "/grow" => Reply::ok("text/plain", String::from_utf8_lossy(&r.body).into_owned()),
                 "/metrics" => Reply::ok("text/plain", format!("for {}", r.parameter("sandbox").unwrap_or("all"))),
                 _ => Reply::not_found(r),
             });
@@ -257,6 +301,13 @@ mod tests {
         let text = ask(b"GET /metrics?a=b&sandbox=x HTTP/1.1\r\nHost: h\r\n\r\n");
         assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.ends_with("\r\n\r\nfor x"), "{text}");
         assert!(text.contains("Content-Length: 5\r\n"), "{text}");
+    }
+
+    #[test]
+    fn a_post_brings_its_body_where_one_is_taken() {
+        let text = ask(b"POST /grow?x HTTP/1.1\r\nHost: h\r\ncontent-length: 4\r\n\r\nmore");
+        assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.ends_with("\r\n\r\nmore"), "{text}");
+        assert_eq!(ask(b"POST /grow HTTP/1.1\r\nContent-Length: 5\r\n\r\nmore"), "", "a body that is cut is none");
     }
 
     #[test]

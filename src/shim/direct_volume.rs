@@ -1,7 +1,8 @@
 //! `osc direct-volume`: what a CSI driver calls for volumes that a guest mounts itself, in the words of `kata-runtime direct-volume`.
 //!
 //! `add` and `remove` write and delete Kata's description on disk; `stats` and `resize` ask the shim that has the volume, on the
-//! sandbox's own socket, where two methods beside the Task API answer.
+//! sandbox's own socket, where two methods beside the Task API answer. Kata's management socket answers the same by HTTP:
+//! `/direct-volume/stats?path=DEVICE` and a POST of `{"VolumePath":DEVICE,"Size":BYTES}` to `/direct-volume/resize`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,7 +13,8 @@ use super::ctl;
 use super::sandbox::Sandbox;
 use super::sandbox::direct::{self, MountInfo};
 use super::task::status;
-use crate::error::Result;
+use crate::error::{Failure, Result, Stage};
+use crate::rpc::http::{Reply, Request};
 use crate::rpc::wire::agent::{ResizeVolumeRequest, VolumeStatsRequest, VolumeStatsResponse};
 use crate::rpc::wire::google::Empty;
 use crate::rpc::{Code, Status, unary};
@@ -85,13 +87,47 @@ pub fn serve(sandbox: impl FnOnce() -> Result<std::sync::Arc<Sandbox>>, method: 
             sandbox().and_then(|s| s.volume_stats(r.volume_guest_path.as_ref())).map_err(status)
         })),
         RESIZE => Some(unary(payload, |r: ResizeVolumeRequest| {
-            if r.size == 0 {
-                return Err(Status::new(Code::InvalidArgument, "a volume cannot have 0 bytes"));
-            }
             sandbox().and_then(|s| s.volume_resize(r.volume_guest_path.as_ref(), r.size)).map(|()| Empty {}).map_err(status)
         })),
         _ => None,
     }
+}
+
+/// What Kata's management socket serves, each by GET and by POST: Kata's two runtimes differ in that.
+pub const PATHS: &[&str] = &["/direct-volume/stats", "/direct-volume/resize"];
+
+/// The body of a resize, in the words of either runtime.
+#[derive(serde::Deserialize)]
+struct Resize {
+    #[serde(rename = "VolumePath", alias = "volume_guest_path")]
+    device: PathBuf,
+    #[serde(rename = "Size", alias = "size")]
+    size: u64,
+}
+
+/// Answers one of [`PATHS`].
+pub fn reply(request: &Request, sandbox: &Sandbox) -> Reply {
+    let done = if request.path == PATHS[0] { stats(request, sandbox) } else { resize(request, sandbox) };
+    match done {
+        Ok(text) => Reply::ok("application/json", text),
+        Err(e) if e.code == Code::InvalidArgument => Reply::error("400 Bad Request", e.to_string()),
+        Err(e) => Reply::error("500 Internal Server Error", e.to_string()),
+    }
+}
+
+fn invalid(cause: String) -> Failure {
+    Failure::new(Stage::Request, cause).code(Code::InvalidArgument)
+}
+
+fn stats(request: &Request, sandbox: &Sandbox) -> Result<String> {
+    let device = request.decoded("path").ok_or_else(|| invalid("want ?path=DEVICE".into()))?;
+    sandbox.volume_stats(device.as_ref()).map(|s| show(&s).to_string())
+}
+
+fn resize(request: &Request, sandbox: &Sandbox) -> Result<String> {
+    let wanted: Resize =
+        serde_json::from_slice(&request.body).map_err(|e| invalid(format!("{e}: want {{\"VolumePath\":DEVICE,\"Size\":BYTES}}")))?;
+    sandbox.volume_resize(&wanted.device, wanted.size).map(|()| String::new())
 }
 
 /// The JSON that Kata prints.
@@ -119,6 +155,8 @@ mod tests {
         let none = || Err(crate::error::Failure::new(crate::error::Stage::Request, "none").code(Code::NotFound));
         assert!(serve(none, "Create", b"").is_none());
         assert_eq!(serve(none, STATS, b"").unwrap().unwrap_err().code, Code::NotFound);
-        assert_eq!(serve(none, RESIZE, b"").unwrap().unwrap_err().code, Code::InvalidArgument);
+        for text in [r#"{"VolumePath":"/dev/a","Size":7}"#, r#"{"volume_guest_path":"/dev/a","size":7}"#] {
+            assert_eq!(serde_json::from_str::<Resize>(text).unwrap().size, 7);
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! What a pod's process tells of it, and the commands that read it.
 //!
 //! Every sandbox answers on Kata's management socket, `/run/kata/<sandbox>/shim-monitor.sock`: GET /metrics and /agent-url, as
-//! kata-monitor asks for them. It shares the thread that waits for clients of the Task API; a client has a thread for as
+//! kata-monitor asks for them, and /direct-volume/ as `kata-runtime direct-volume` does. It shares the thread that waits for clients of the Task API; a client has a thread for as
 //! long as it is served, and nothing is kept between two of them but two numbers.
 //!
 //! | file | what it does |
@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex};
 pub use exporter::{Metrics, Monitor};
 pub use top::Top;
 
+use super::direct_volume;
 use super::sandbox::Sandbox;
 use super::sandbox::record::Thing;
 use super::task::{self, Door};
@@ -81,7 +82,7 @@ pub fn door(sandbox: &Arc<Sandbox>, annotations: &BTreeMap<String, String>) -> R
         None => Reply::error("503 Service Unavailable", "the sandbox has ended"),
     });
     let serving = Arc::new(AtomicUsize::new(0));
-    Ok((listener, Box::new(move |client: UnixStream| http::spawn(client, &serving, handler.clone()))))
+    Ok((listener, Box::new(move |client: UnixStream| http::spawn(client, &serving, direct_volume::PATHS, handler.clone()))))
 }
 
 fn reply(request: &Request, sandbox: &Sandbox, pod: &PodName, before: &Mutex<Option<figures::Used>>) -> Reply {
@@ -91,6 +92,7 @@ fn reply(request: &Request, sandbox: &Sandbox, pod: &PodName, before: &Mutex<Opt
             Reply::ok(CONTENT_TYPE, text)
         }
         "/agent-url" => Reply::ok("text/plain", sandbox.agent_url()),
+        path if direct_volume::PATHS.contains(&path) => direct_volume::reply(request, sandbox),
         _ => Reply::not_found(request),
     }
 }

@@ -175,6 +175,9 @@ impl Sandbox {
 
     /// Has the guest see that `device` has grown, and its file system grow to `size` bytes.
     pub fn volume_resize(&self, device: &Path, size: u64) -> Result<()> {
+        if size == 0 {
+            return Err(invalid(format!("disk {}: a volume cannot have 0 bytes", device.display())));
+        }
         let (volume_guest_path, now) = self.disks.refresh(device)?;
         if now < size {
             let cause = format!("disk {}: it has {now} bytes on this host, {size} are asked for", device.display());

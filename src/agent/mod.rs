@@ -6,6 +6,7 @@ pub mod container;
 pub mod forward;
 pub mod forwarder;
 mod guest;
+pub mod live;
 pub mod modules;
 pub mod oom;
 pub mod port;

@@ -1,7 +1,7 @@
 //! Whole directories from and to the host, for a guest that sees none of the host's files (a pod VM).
 //!
-//! A stream to port 1029 begins with one line: `UNPACK <path>\n` and a tar up to the end of the stream; `REMOVE <path>\n`; or
-//! `READ <path>\n`, answered `OK\n` and the file. The answer is `OK\n` or `ERR <why>\n`. Paths are below /run/kata-containers.
+//! A stream to port 1029 begins with one line: `UNPACK <path>\n` and a tar up to the end of the stream; `REMOVE <path>\n`; `SYNC
+//! <path>\n` and a tar, of a volume that changes ([`super::live`]); or `READ <path>\n`, answered `OK\n` and the file. The answer is `OK\n` or `ERR <why>\n`. Paths are below /run/kata-containers.
 
 use std::fs;
 use std::io::{self, Write};
@@ -43,6 +43,10 @@ fn act(stream: &Stream) -> io::Result<()> {
             })?;
             answer.write_all(b"OK\n")
         }
+        "SYNC" => {
+            super::live::sync(path, stream)?;
+            answer.write_all(b"OK\n")
+        }
         "REMOVE" => {
             // A delete shall reach into nothing that is mounted there.
             mount::detach_below(path)?;
@@ -59,7 +63,7 @@ fn act(stream: &Stream) -> io::Result<()> {
             answer.write_all(b"OK\n")?;
             io::copy(&mut file, &mut answer).map(drop)
         }
-        other => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{other:?} is no UNPACK, REMOVE or READ"))),
+        other => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{other:?} is no UNPACK, SYNC, REMOVE or READ"))),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Mounts, the share and its daemon, guest images, container images. Knows nobody above.
 
+pub mod idmap;
 pub mod image;
 pub mod mount;
 pub mod oci;

@@ -12,9 +12,10 @@
 
 use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, lchown};
 use std::path::{Component, Path, PathBuf};
 
+use super::idmap::{self, Owners};
 use super::mount;
 
 /// Where the shares of this host lie.
@@ -28,6 +29,17 @@ pub const TAG: &str = "kataShared";
 #[derive(Clone, Debug)]
 pub struct Share {
     base: PathBuf,
+}
+
+/// How a file or directory is shown.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct How<'a> {
+    /// With whatever is mounted below it, now and later.
+    pub recursive: bool,
+    /// What is mounted below it as well, also where `ro` alone is asked for: the guest's kernel mounts what lies below with the
+    /// flags of what is above.
+    pub read_only: bool,
+    pub owners: Option<Owners<'a>>,
 }
 
 impl Share {
@@ -64,26 +76,36 @@ impl Share {
         mount::make_slave(&source)
     }
 
-    /// Shows `source` to the guest as `name` (a relative path of plain components); answers the path in the guest.
-    ///
-    /// A bind is recursive: whatever the node has mounted below a volume's source shows too.
+    /// Shows `source` to the guest as `name`; see [`Share::bind_as`].
     pub fn bind(&self, source: &Path, name: &str, recursive: bool, read_only: bool) -> io::Result<PathBuf> {
+        self.bind_as(source, name, How { recursive, read_only, owners: None })
+    }
+
+    /// Shows `source` to the guest as `name` (a relative path of plain components); answers the path in the guest.
+    pub fn bind_as(&self, source: &Path, name: &str, how: How) -> io::Result<PathBuf> {
         let plain = Path::new(name).components().all(|c| matches!(c, Component::Normal(_)));
         if name.is_empty() || !plain {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no plain name inside the share")));
         }
         let target = self.mounts().join(name);
-        let kind = fs::metadata(source)?.file_type();
+        let meta = fs::metadata(source)?;
+        let kind = meta.file_type();
         if let Some(parent) = target.parent() {
             fs::DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
         }
         if kind.is_dir() {
             fs::DirBuilder::new().recursive(true).mode(0o755).create(&target)?;
-        } else if kind.is_file() || kind.is_socket() || kind.is_fifo() || kind.is_char_device() || kind.is_block_device() {
+        } else if kind.is_file() {
             fs::OpenOptions::new().create(true).truncate(false).write(true).open(&target)?;
+        } else {
+            return make_node(&meta, &target).map(|()| Path::new(GUEST_ROOT).join(name));
         }
         // A bind target must be where we made it: the tree is ours alone (0700), so nobody can have put a link there.
-        if let Err(e) = mount::bind(source, &target, recursive, read_only) {
+        let bound = mount::detached_bind(source, how.recursive, how.read_only).and_then(|tree| {
+            how.owners.map_or(Ok(()), |owners| idmap::map(&tree, owners).map_err(unmapped))?;
+            mount::attach(&tree, &target)
+        });
+        if let Err(e) = bound {
             let _ = remove_point(&target);
             return Err(e);
         }
@@ -122,11 +144,29 @@ impl Share {
     }
 }
 
-/// The name of a volume in the share: `<cid>-<16 hex>-<basename>`, random in the middle since two volumes may end alike.
+/// A socket, a pipe or a device: all that the guest's kernel takes of it is what it is. virtiofsd cannot show a mount of one.
+fn make_node(meta: &fs::Metadata, target: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    mknodat(CWD, target, FileType::from_raw_mode(meta.mode()), Mode::empty(), meta.rdev())?;
+    lchown(target, Some(meta.uid()), Some(meta.gid()))?;
+    fs::set_permissions(target, fs::Permissions::from_mode(meta.mode() & 0o7777))
+}
+
+/// The kernel says no more than "invalid argument".
+fn unmapped(e: io::Error) -> io::Error {
+    io::Error::new(
+        e.kind(),
+        format!("its owners cannot be mapped to the pod's user namespace: {e} (does its file system have id-mapped mounts?)"),
+    )
+}
+
+/// The name of a volume in the share: `<cid>-<16 hex>-<basename>`, random in the middle since two volumes may end alike. What
+/// mountinfo escapes is replaced: virtiofsd finds mount points there and takes them as they stand.
 pub fn volume_name(container: &str, destination: &Path) -> io::Result<String> {
     let mut random = [0; 8];
     fs::File::open("/dev/urandom")?.read_exact(&mut random)?;
     let base = destination.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_else(|| "root".into());
+    let base = base.replace(|c: char| c.is_whitespace() || matches!(c, '\\' | '#'), "_");
     Ok(clip(format!("{container}-{}-{base}", super::hex(&random))))
 }
 
@@ -224,6 +264,12 @@ mod tests {
         s.create().unwrap();
         s.bind(&file, "c1-00-hosts", false, false).unwrap();
         assert_eq!(fs::read_to_string(s.source().join("c1-00-hosts")).unwrap(), "127.0.0.1 localhost");
+        let socket = dir.path().join("socket");
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        s.bind(&socket, "c1-00-socket", false, true).unwrap();
+        assert!(std::os::unix::fs::FileTypeExt::is_socket(&fs::metadata(s.source().join("c1-00-socket")).unwrap().file_type()));
+        s.unbind("c1-00-socket").unwrap();
+        assert!(!s.source().join("c1-00-socket").exists() && socket.exists());
         for name in ["../x", "", "/etc", "a/../../b"] {
             assert_eq!(s.bind(&file, name, false, false).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{name}");
         }
@@ -237,5 +283,6 @@ mod tests {
         let name = volume_name("c1", Path::new(&format!("/data/{}", "é".repeat(120)))).unwrap();
         assert!(name.len() <= 255 && name.starts_with("c1-"), "{name}");
         assert!(volume_name("c1", Path::new("/")).unwrap().ends_with("-root"));
+        assert!(volume_name("c1", Path::new("/a b/c d\n\\e")).unwrap().ends_with("-c_d__e"));
     }
 }

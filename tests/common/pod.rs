@@ -1,7 +1,9 @@
 //! A pod of several containers, driven through `ctr` by the annotations of Kubernetes' managers.
 
+use std::process::Command;
+
 use super::common::containerd::Containerd;
-use super::common::{Output, name, until};
+use super::common::{Output, finish, name, until};
 
 /// A pod's sandbox and the options that put a container into it.
 pub struct Pod<'a> {
@@ -18,9 +20,13 @@ impl<'a> Pod<'a> {
     }
 
     pub fn add(&self, id: &str, extra: &[&str], command: &[&str]) -> Output {
+        finish(self.add_command(id, extra, command).spawn().unwrap())
+    }
+
+    pub fn add_command(&self, id: &str, extra: &[&str], command: &[&str]) -> Command {
         let sandbox = format!("io.kubernetes.cri.sandbox-id={}", self.id);
         let kind = ["--annotation", "io.kubernetes.cri.container-type=container", "--annotation", &sandbox];
-        self.cd.run(&[&kind[..], extra].concat(), id, command)
+        self.cd.run_command(&[&kind[..], extra].concat(), id, command)
     }
 
     pub fn exec(&self, container: &str, script: &str) -> String {

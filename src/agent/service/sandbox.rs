@@ -15,7 +15,7 @@ use crate::rpc::wire::google::Empty;
 use crate::rpc::{Code, Context, Status};
 
 /// What this agent does beyond Kata's protocol, one word each; a host asks for these before it counts on them.
-const EXTRA_FEATURES: &[&str] = &["stdio-streams", "tcp-forward", "tree-streams"];
+const EXTRA_FEATURES: &[&str] = &["stdio-streams", "tcp-forward", "tree-streams", "live-volumes"];
 
 /// The longest name `sethostname` takes.
 const HOSTNAME_LIMIT: usize = 64;

@@ -54,8 +54,25 @@ fn ephemeral(host: &Host, storage: &Storage, at: &Path) -> io::Result<Option<Pat
     let kind = if storage.fstype.is_empty() { "tmpfs" } else { &storage.fstype };
     file_system(host, kind)?;
     fs::create_dir_all(at)?;
+    if kind == "hugetlbfs" {
+        reserve(&options.data)?;
+    }
     options.mount(&storage.source, at, kind)?;
     own(at, group).inspect_err(|_| super::unmount(at)).map(|()| None)
+}
+
+/// Adds the huge pages that a volume of `size=` bytes is made of to the guest's; it has none by itself.
+fn reserve(options: &[String]) -> io::Result<()> {
+    let number = |key: &str| options.iter().find_map(|o| o.strip_prefix(key)?.trim_end_matches('K').parse::<u64>().ok());
+    let (Some(kib), Some(size)) = (number("pagesize="), number("size=")) else { return Ok(()) };
+    let file = format!("/sys/kernel/mm/hugepages/hugepages-{kib}kB/nr_hugepages");
+    let now = || fs::read_to_string(&file)?.trim().parse::<u64>().map_err(io::Error::other);
+    let wanted = now()? + size.div_ceil((kib << 10).max(1));
+    fs::write(&file, wanted.to_string())?;
+    match now()? {
+        got if got >= wanted => Ok(()),
+        got => Err(io::Error::other(format!("{got} of {wanted} huge pages of {kib} KiB: the guest's memory has no more"))),
+    }
 }
 
 /// A directory of the guest's own: `mode=` (octal), `fsgid=`.

@@ -25,7 +25,7 @@ use std::io;
 pub use config::{ImageConfig, ProcessDefaults};
 pub use layer::Layer;
 pub use layout::Image;
-pub use pack::pack;
+pub use pack::{pack, pack_some};
 pub use tree::Tree;
 
 use crate::error::{Failure, Stage};

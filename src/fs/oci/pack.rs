@@ -4,6 +4,7 @@
 //! attributes. One file system: what is mounted below is not the directory's.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -19,8 +20,15 @@ const LARGEST_XATTR: usize = 64 << 10;
 
 /// Writes `dir`, itself first.
 pub fn pack(dir: &Path, out: impl Write) -> io::Result<()> {
-    let mut packer = Packer { out: Builder::new(out), seen: HashMap::new(), device: fs::metadata(dir)?.dev() };
-    packer.tree(dir, Path::new("."))?;
+    pack_some(dir, &|_| true, out)
+}
+
+/// The same of those entries of `dir` itself whose names are wanted, with all below them.
+pub fn pack_some(dir: &Path, wanted: &dyn Fn(&OsStr) -> bool, out: impl Write) -> io::Result<()> {
+    let meta = fs::metadata(dir)?;
+    let mut packer = Packer { out: Builder::new(out), seen: HashMap::new(), device: meta.dev() };
+    packer.entry(dir, Path::new("."), &meta)?;
+    packer.below(dir, Path::new("."), wanted)?;
     packer.out.into_inner()?.flush()
 }
 
@@ -38,9 +46,13 @@ impl<W: Write> Packer<W> {
         if !meta.is_dir() || meta.dev() != self.device {
             return Ok(());
         }
+        self.below(from, name, &|_| true)
+    }
+
+    fn below(&mut self, from: &Path, name: &Path, wanted: &dyn Fn(&OsStr) -> bool) -> io::Result<()> {
         let mut names = fs::read_dir(from)?.map(|e| e.map(|e| e.file_name())).collect::<io::Result<Vec<_>>>()?;
         names.sort();
-        names.iter().try_for_each(|n| self.tree(&from.join(n), &name.join(n)))
+        names.iter().filter(|n| wanted(n)).try_for_each(|n| self.tree(&from.join(n), &name.join(n)))
     }
 
     fn entry(&mut self, from: &Path, name: &Path, meta: &Metadata) -> io::Result<()> {

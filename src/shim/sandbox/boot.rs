@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::NewSandbox;
 use super::agent::{Agent, failed};
 use super::files::Files;
+use super::live::Live;
 use super::network;
 use super::record::{Record, Thing};
 use super::volume::GUEST_SHM;
@@ -123,7 +124,8 @@ pub(super) fn boot(new: &mut NewSandbox, record: &Record, progress: &Progress) -
     if first.set(Failure::new(Stage::Share, "booted")).is_err() {
         return Err(first.get().cloned().unwrap_or_else(|| Failure::new(Stage::Share, "virtiofsd died")));
     }
-    Ok(Booted { image: Some(image), files: Files::Shared(share), daemon: Some(daemon), vm, agent, network, localhost: None })
+    let files = Files::shared(share, Some(Live::new(vm.clone(), agent.clone())));
+    Ok(Booted { image: Some(image), files, daemon: Some(daemon), vm, agent, network, localhost: None })
 }
 
 /// This process's OOM score while it forks: children are born with it. Dropped, it is as before.

@@ -9,6 +9,7 @@ use super::NewSandbox;
 use super::agent::{Agent, failed};
 use super::boot::{Booted, create_in_guest, seed};
 use super::files::{Copies, FEATURE, Files};
+use super::live::Live;
 use super::network::localhost;
 use super::record::{Record, Thing};
 use crate::config::{Config, Origin};
@@ -79,7 +80,8 @@ pub(super) fn boot(new: &NewSandbox, record: &Record, progress: &Progress) -> Re
     });
     let details = made.map_err(|s| stop(failed("set up the pod VM", s).stage(Stage::Agent)))?.agent_details.unwrap_or_default();
     let streams = details.extra_features.iter().any(|f| f == FEATURE);
-    let files = Files::Copied(Copies::new(vm.clone(), agent.clone(), streams));
+    let live = Live::new(vm.clone(), agent.clone());
+    let files = Files::copied_to(Copies::new(vm.clone(), agent.clone(), streams), live);
     let localhost = new.netns.as_deref().and_then(|netns| localhost(netns, &vm, record));
     Ok(Booted { image: None, files, daemon: None, vm: vm.clone(), agent, network: None, localhost })
 }

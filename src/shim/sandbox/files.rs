@@ -1,12 +1,11 @@
 //! How the guest comes to the host's files: it sees them, through the share, or it is given copies.
 //!
 //! A pod VM is elsewhere. A container's root is streamed to it where its agent takes streams (`AgentDetails.extra_features`), and
-//! copied file by file to any other agent; so are volumes. What Kubernetes changes under a running pod (secrets, config maps, ...)
-//! is copied again when it has changed. What the kubelet reads back (the termination message) comes back when its container ends.
+//! copied file by file to any other agent; so are volumes. What Kubernetes changes under a running pod is kept up to date in either
+//! case ([`Live`]), by looking where the agent is another's. What the kubelet reads back (the termination message) comes back when its container ends.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::net::Shutdown;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -15,11 +14,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::agent::Agent;
+use super::live::{self, Live};
+use super::trees;
 use crate::fs::oci;
-use crate::fs::share::{GUEST_ROOT, Share};
+use crate::fs::share::{GUEST_ROOT, How, Share};
+use crate::rpc::Status;
 use crate::rpc::wire::agent as wire;
-use crate::rpc::{Status, relay};
-use crate::vm::{Vm, port};
+use crate::vm::Vm;
 
 /// What an agent that takes whole directories says of itself.
 pub const FEATURE: &str = "tree-streams";
@@ -34,38 +35,62 @@ const LOOK: Duration = Duration::from_secs(1);
 const CHANGING: [&str; 4] = ["kubernetes.io~secret", "kubernetes.io~configmap", "kubernetes.io~projected", "kubernetes.io~downward-api"];
 
 /// The files of a sandbox.
-pub enum Files {
+pub struct Files {
+    way: Way,
+    /// Volumes that change; none before there is a guest.
+    live: Option<Arc<Live>>,
+}
+
+enum Way {
     Shared(Share),
     Copied(Arc<Copies>),
 }
 
 impl Files {
-    /// `source` becomes `name` below [`GUEST_ROOT`].
-    pub fn bind(&self, source: &Path, name: &str, recursive: bool, read_only: bool) -> io::Result<()> {
-        match self {
-            Files::Shared(share) => share.bind(source, name, recursive, read_only).map(drop),
-            Files::Copied(copies) => copies.volume(source, name),
+    pub fn shared(share: Share, live: Option<Arc<Live>>) -> Files {
+        Files { way: Way::Shared(share), live }
+    }
+
+    pub fn copied_to(copies: Arc<Copies>, live: Arc<Live>) -> Files {
+        Files { way: Way::Copied(copies), live: Some(live) }
+    }
+
+    /// Makes `source` the guest's, as `name`; answers its path there.
+    pub fn bind(&self, source: &Path, name: &str, how: How) -> io::Result<String> {
+        // A volume that the pod may write to, or whose owners are mapped, is the host's own; so is all with an agent that knows of
+        // no others.
+        let live = self.live.as_ref().filter(|live| how.read_only && how.owners.is_none() && live::changes(source) && live.offered());
+        match (&self.way, live) {
+            (Way::Shared(share), _) => drop(share.bind_as(source, name, how)?),
+            (Way::Copied(copies), None) => copies.volume(source, name)?,
+            (Way::Copied(_), Some(_)) => {}
+        }
+        match live {
+            Some(live) => live.add(source, name).inspect_err(|_| drop(self.unbind(name))),
+            None => Ok(guest(name)),
         }
     }
 
     /// The same of a container's root.
     pub fn root(&self, dir: &Path, name: &str, recursive: bool, read_only: bool) -> io::Result<()> {
-        match self {
-            Files::Shared(share) => share.bind(dir, name, recursive, read_only).map(drop),
-            Files::Copied(copies) => copies.root(dir, name),
+        match &self.way {
+            Way::Shared(share) => share.bind(dir, name, recursive, read_only).map(drop),
+            Way::Copied(copies) => copies.root(dir, name),
         }
     }
 
     pub fn unbind(&self, name: &str) -> io::Result<()> {
-        match self {
-            Files::Shared(share) => share.unbind(name),
-            Files::Copied(copies) => copies.remove(name),
-        }
+        let live = self.live.as_ref().map_or(Ok(()), |live| live.remove(name));
+        let rest = match &self.way {
+            Way::Shared(share) => share.unbind(name),
+            Way::Copied(copies) => copies.remove(name),
+        };
+        live.and(rest)
     }
 
     /// Whether the guest is given copies.
     pub fn copied(&self) -> bool {
-        matches!(self, Files::Copied(_))
+        matches!(self.way, Way::Copied(_))
     }
 }
 
@@ -182,25 +207,8 @@ impl Copies {
         self.ask(&format!("REMOVE {}", guest(name)), |_| Ok(())).map(drop)
     }
 
-    /// One question to the guest's port for trees.
     fn ask(&self, line: &str, send: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<Vec<u8>> {
-        let stream = self.vm.dial(port::TREES).map_err(io::Error::other)?;
-        let mut to = io::BufWriter::with_capacity(CHUNK, &stream);
-        writeln!(to, "{line}")?;
-        let sent = send(&mut to).and_then(|()| to.flush());
-        drop(to);
-        let _ = stream.shutdown(Shutdown::Write);
-        // A guest that refuses says why, whatever became of the sending.
-        let answer = match (relay::line(&stream), sent) {
-            (Ok(answer), _) => answer,
-            (Err(_), Err(e)) | (Err(e), Ok(())) => return Err(e),
-        };
-        if answer != "OK" {
-            return Err(io::Error::other(answer.strip_prefix("ERR ").unwrap_or(&answer).to_owned()));
-        }
-        let mut rest = Vec::new();
-        (&stream).read_to_end(&mut rest)?;
-        Ok(rest)
+        trees::ask(self.vm.as_ref(), line, send)
     }
 
     /// Copies a file or a whole directory by CopyFile. The link that makes the kubelet's new version the current one comes last.

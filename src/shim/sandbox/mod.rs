@@ -16,11 +16,13 @@ mod figures;
 pub mod files;
 pub mod hooks;
 pub mod io;
+mod live;
 pub mod network;
 pub mod process;
 pub mod record;
 pub mod size;
 mod spec;
+mod trees;
 pub mod volume;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -10,7 +10,9 @@
 //! | a direct-assigned volume | a disk of the VM, mounted by the guest ([`direct`]) |
 //! | bound from below /dev, /proc or /sys | the guest's own node of that name |
 //! | an emptyDir in memory (`medium: Memory`) | a tmpfs of the pod in the guest's memory, of the same size |
+//! | an emptyDir of huge pages (`medium: HugePages`) | the same of the guest's pages, as many as the container's limit |
 //! | an emptyDir, where the guest sees no files of the host | a directory of the pod in the guest |
+//! | a secret, config map, projected or downward-API volume | a copy that is kept up to date ([`super::live`]) |
 //! | any other bind | the host's file or directory through the share, or a copy of it ([`Files`]) |
 
 use std::path::{Path, PathBuf};
@@ -21,11 +23,12 @@ use super::direct;
 use super::files::Files;
 use super::record::{Record, Thing};
 use crate::error::{At, Failure, Result, Stage};
+use crate::fs::idmap::Owners;
 use crate::fs::mount;
-use crate::fs::share::{self, GUEST_ROOT};
+use crate::fs::share::{self, GUEST_ROOT, How};
 use crate::rpc::Code;
 use crate::rpc::wire::agent::{Device, Storage};
-use crate::rpc::wire::oci::{Mount, Root, Spec};
+use crate::rpc::wire::oci::{LinuxHugepageLimit, Mount, Root, Spec};
 
 /// Where the sandbox's shared memory is mounted in the guest.
 pub const GUEST_SHM: &str = "/run/kata-containers/sandbox/shm";
@@ -57,6 +60,8 @@ pub struct Placed {
     /// Disks that it uses, and what tells the agent of those that it has as nodes.
     pub disks: Vec<block::InUse>,
     pub devices: Vec<Device>,
+    /// The container's huge pages, which volumes of them are made of.
+    huge: Vec<LinuxHugepageLimit>,
 }
 
 /// Where things are placed, and what is kept of it.
@@ -71,7 +76,8 @@ pub struct To<'a> {
 /// bound is taken out again. A relative source is one of the bundle's.
 pub fn place(id: &str, bundle: &Path, rootfs: Rootfs, spec: &mut Spec, to: To) -> Result<Placed> {
     let To { files, record, disks } = to;
-    let mut placed = Placed::default();
+    let resources = spec.linux.as_ref().and_then(|l| l.resources.as_ref());
+    let mut placed = Placed { huge: resources.map(|r| r.hugepage_limits.clone()).unwrap_or_default(), ..Default::default() };
     let r = plug_root(id, rootfs, &mut placed, disks)
         .and_then(|rootfs| mount_root(rootfs, &mut placed, record))
         .and_then(|rootfs| place_root(id, &rootfs, spec, files, &mut placed))
@@ -172,7 +178,8 @@ fn place_root(id: &str, rootfs: &Rootfs, spec: &mut Spec, files: &Files, placed:
 }
 
 fn place_mount(id: &str, bundle: &Path, mount: &mut Mount, files: &Files, placed: &mut Placed) -> Result<()> {
-    let is = |option: &str| mount.options.iter().any(|o| o == option);
+    let options = &mount.options;
+    let is = |option: &str| options.iter().any(|o| o == option);
     if mount.r#type != "bind" && !is("bind") && !is("rbind") {
         return Ok(());
     }
@@ -184,7 +191,9 @@ fn place_mount(id: &str, bundle: &Path, mount: &mut Mount, files: &Files, placed
     if ["/dev", "/proc", "/sys"].iter().any(|own| source.starts_with(own)) {
         return Ok(());
     }
-    if let Some(storage) = memory_volume(source) {
+    // The guest's own file systems may have no mounts with mapped owners: those are the host's.
+    let mapped = !mount.uid_mappings.is_empty() && !files.copied();
+    if let Some(storage) = memory_volume(source).filter(|_| !mapped).or_else(|| huge_volume(source, &placed.huge)) {
         mount.source = storage.mount_point.clone();
         placed.pod_storages.push(storage);
         return Ok(());
@@ -196,9 +205,16 @@ fn place_mount(id: &str, bundle: &Path, mount: &mut Mount, files: &Files, placed
     }
     let name = share::volume_name(id, Path::new(&mount.destination))
         .map_err(|e| Failure::new(Stage::Share, format!("name for volume {}: {e}", mount.destination)))?;
-    let read_only = is("ro") || is("rro");
-    bind(files, source, &name, !is("bind") || is("rbind"), read_only, &format!("volume {}", mount.destination))?;
-    mount.source = format!("{GUEST_ROOT}/{name}");
+    // Mapped here, they are not mapped again in the guest.
+    let (uids, gids) = match mapped {
+        true => (std::mem::take(&mut mount.uid_mappings), std::mem::take(&mut mount.gid_mappings)),
+        false => Default::default(),
+    };
+    let owners = mapped.then(|| Owners { uids: &uids, gids: &gids, recursive: is("ridmap") });
+    let recursive = !is("bind") || is("rbind");
+    let how = How { recursive, read_only: is("ro") || is("rro"), owners };
+    let bound = files.bind(source, &name, how);
+    mount.source = bound.map_err(|e| unbound(&format!("volume {}", mount.destination), source, &e))?;
     placed.names.push(name);
     Ok(())
 }
@@ -259,12 +275,34 @@ fn memory_volume(source: &Path) -> Option<Storage> {
     })
 }
 
-fn root(files: &Files, dir: &Path, name: &str, recursive: bool, read_only: bool) -> Result<()> {
-    files.root(dir, name, recursive, read_only).map_err(|e| unbound("root file system", dir, &e))
+/// The kubelet's emptyDir of huge pages: a mount of the guest's own, over pages of the guest.
+fn huge_volume(source: &Path, limits: &[LinuxHugepageLimit]) -> Option<Storage> {
+    use std::os::unix::fs::MetadataExt;
+    const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
+    let stat = rustix::fs::statfs(source).ok().filter(|s| is_empty_dir(source) && s.f_type as i64 == HUGETLBFS_MAGIC)?;
+    let (page, owner) = (stat.f_bsize as u64, std::fs::metadata(source).ok()?);
+    let name = source.file_name()?.to_string_lossy().into_owned();
+    let size = limits.iter().find(|l| page_bytes(&l.page_size) == Some(page)).map(|l| format!("size={}", l.limit));
+    let options = [format!("pagesize={}K", page >> 10), format!("mode={:o}", owner.mode() & 0o7777), format!("gid={}", owner.gid())];
+    Some(Storage {
+        driver: "ephemeral".into(),
+        source: "nodev".into(),
+        fstype: "hugetlbfs".into(),
+        options: options.into_iter().chain(size).collect(),
+        mount_point: format!("{GUEST_MEMORY_VOLUMES}/{name}"),
+        ..Default::default()
+    })
 }
 
-fn bind(files: &Files, source: &Path, name: &str, recursive: bool, read_only: bool, what: &str) -> Result<()> {
-    files.bind(source, name, recursive, read_only).map_err(|e| unbound(what, source, &e))
+/// `2MB`, `1GB`: as the specification writes the size of a page.
+fn page_bytes(text: &str) -> Option<u64> {
+    let at = text.find(|c: char| !c.is_ascii_digit())?;
+    let shift = ["KB", "MB", "GB"].iter().position(|unit| text[at..] == **unit)?;
+    Some(text[..at].parse::<u64>().ok()? << (10 * (shift + 1)))
+}
+
+fn root(files: &Files, dir: &Path, name: &str, recursive: bool, read_only: bool) -> Result<()> {
+    files.root(dir, name, recursive, read_only).map_err(|e| unbound("root file system", dir, &e))
 }
 
 fn unbound(what: &str, source: &Path, e: &std::io::Error) -> Failure {
@@ -293,7 +331,7 @@ mod tests {
 
     #[test]
     fn mounts_that_need_no_share_are_decided_without_one() {
-        let files = Files::Shared(Share::of("no-such-sandbox"));
+        let files = Files::shared(Share::of("no-such-sandbox"), None);
         for (given, expected) in [
             (mount("proc", "proc", "/proc", &[]), "proc"),
             (mount("bind", "/run/containerd/shm", "/dev/shm", &["rbind"]), GUEST_SHM),
@@ -323,10 +361,17 @@ mod tests {
     }
 
     #[test]
+    fn sizes_of_pages() {
+        assert_eq!(["2MB", "1GB", "64KB"].map(page_bytes), [Some(2 << 20), Some(1 << 30), Some(64 << 10)]);
+        assert_eq!(["", "2", "MB", "2mb"].map(page_bytes), [None; 4]);
+        assert!(huge_volume(Path::new("/"), &[]).is_none());
+    }
+
+    #[test]
     fn a_missing_source_is_named() {
         for (source, told) in [("/no/such/dir", "/no/such/dir"), ("data", "/no/such/bundle/data")] {
             let mut m = mount("bind", source, "/data", &["rbind", "ro"]);
-            let (bundle, files) = (Path::new("/no/such/bundle"), Files::Shared(Share::of("no-such-sandbox")));
+            let (bundle, files) = (Path::new("/no/such/bundle"), Files::shared(Share::of("no-such-sandbox"), None));
             let e = place_mount("c1", bundle, &mut m, &files, &mut Placed::default()).unwrap_err();
             assert_eq!((e.stage, e.code), (Stage::Share, Code::InvalidArgument));
             assert!(e.cause.contains(&format!("volume /data: {told}: ")), "{e}");

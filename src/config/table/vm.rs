@@ -74,7 +74,8 @@ pub const KEYS: &[Key] = &[
     key(H, "disable_seccomp", Rule::Only(&[Bool(false)]), "QEMU's sandbox stays on").on(Qemu),
     key(H, "rootless", Rule::Only(&[Bool(false)]), "rootless QEMU is not done").noted(),
     key(H, "rootless_user", Rule::Moot, "rootless QEMU is not done"),
-    key(H, "disable_selinux", Rule::Bool(|c| &mut c.disable_selinux), "no SELinux label for QEMU").later(),
+    key(H, "disable_selinux", Rule::Bool(|c| &mut c.disable_selinux), "no SELinux label for QEMU and virtiofsd")
+        .proof("`shim::sandbox::selinux`"),
     key(H, "disable_guest_selinux", Rule::Only(&[Bool(true)]), "osc's guest has no SELinux policy"),
     key(H, "selinux_label", Rule::Only(&[Text("")]), "osc's guest has no SELinux policy"),
     key(H, "disable_nesting_checks", Rule::Moot, "osc does the same on every host"),

@@ -181,6 +181,7 @@ fn new_sandbox(args: &Args, name: &str, spec: &Spec) -> Result<NewSandbox> {
         public: (args.network() == "public").then(|| args.allow.clone()),
         annotations: spec.annotations.clone(),
         cgroup: Default::default(),
+        selinux_label: String::new(),
         oom_score_adj: None,
     })
 }

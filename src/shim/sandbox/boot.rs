@@ -11,6 +11,7 @@ use super::files::Files;
 use super::live::Live;
 use super::network;
 use super::record::{Record, Thing};
+use super::selinux::ExecLabel;
 use super::volume::GUEST_SHM;
 use crate::config::{Config, HugepageType, Hypervisor, NetworkModel};
 use crate::error::{At, Failure, Result, Stage};
@@ -69,6 +70,7 @@ pub(super) fn boot(new: &mut NewSandbox, record: &Record, progress: &Progress) -
     let listener = UnixListener::bind(&socket).at(Stage::Share, || format!("bind {}", socket.display()))?;
 
     let _score = OomScore::set(new.oom_score_adj);
+    let _label = ExecLabel::set(&new.selinux_label)?;
     progress.stage("virtiofsd");
     let options = virtiofsd::Options {
         program: new.config.virtio_fs_daemon.clone(),

@@ -20,6 +20,7 @@ mod live;
 pub mod network;
 pub mod process;
 pub mod record;
+mod selinux;
 pub mod size;
 mod spec;
 mod trees;
@@ -74,6 +75,8 @@ pub struct NewSandbox {
     pub cgroup: cgroup::Wish,
     /// `oom_score_adj` of QEMU and virtiofsd.
     pub oom_score_adj: Option<i64>,
+    /// SELinux label of the same; empty for none.
+    pub selinux_label: String,
 }
 
 /// What happens in a sandbox is told here, from threads of the sandbox.

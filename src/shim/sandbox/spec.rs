@@ -23,7 +23,10 @@ pub fn to_guest(spec: &mut Spec, disable_seccomp: bool) -> Result<Hooks> {
     if !process.cwd.starts_with('/') {
         return Err(invalid(format!("process.cwd {:?} is no absolute path", process.cwd)));
     }
+    // Labels are the host's policy's: its processes and mounts have them ([`super::selinux`]).
+    spec.process.iter_mut().for_each(|p| p.selinux_label.clear());
     if let Some(linux) = spec.linux.as_mut() {
+        linux.mount_label.clear();
         linux.namespaces.retain(|n| !OF_THE_VM.contains(&n.r#type.as_str()));
         // A path of the host names nothing in the guest; the namespace is made anew there.
         linux.namespaces.iter_mut().for_each(|n| n.path.clear());

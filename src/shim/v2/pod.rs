@@ -70,6 +70,20 @@ pub fn network(spec: &Spec) -> Network {
     }
 }
 
+/// Namespaces of the host that Kubernetes lets a pod ask for, by what it calls them.
+const OF_THE_HOST: [(&str, &str); 2] = [("pid", "hostPID"), ("ipc", "hostIPC")];
+
+/// Refuses a pod that asks for the host's own namespaces: its sandbox has none of that kind. hostNetwork is [`Network::Host`].
+pub fn refuse_host_namespaces(spec: &Spec) -> Result<()> {
+    let Some(linux) = spec.linux.as_ref().filter(|_| matches!(kind(spec), Ok(Kind::Sandbox))) else { return Ok(()) };
+    match OF_THE_HOST.iter().find(|(kind, _)| !linux.namespaces.iter().any(|n| n.r#type == *kind)) {
+        None => Ok(()),
+        Some((kind, name)) => Err(Failure::new(Stage::Request, format!("{name}: the host's {kind} namespace cannot be given to a VM"))
+            .code(Code::InvalidArgument)
+            .way_out(format!("run this pod without {name}, or with another runtime class"))),
+    }
+}
+
 /// What the sandbox's specification says of the size that is needed: the limits of a container that is alone.
 pub fn demand(spec: &Spec) -> Demand {
     let resources = spec.linux.as_ref().and_then(|l| l.resources.as_ref());
@@ -121,6 +135,7 @@ pub fn read_spec(bundle: &Path) -> Result<Spec> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rpc::wire::oci::{Linux, LinuxNamespace};
 
     fn spec(annotations: &[(&str, &str)]) -> Spec {
         Spec { annotations: annotations.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(), ..Default::default() }
@@ -141,6 +156,23 @@ mod tests {
             [(&["nosuid", "size=65536k"][..], 64 << 20), (&["size=1g"], 1 << 30), (&["size=99999999999999g"], 64 << 20), (&[], 64 << 20)]
         {
             assert_eq!(shm_size(&shm(options)), size, "{options:?}");
+        }
+    }
+
+    #[test]
+    fn namespaces_of_the_host_are_refused_by_name() {
+        let with = |kinds: &[&str], annotation: &str| {
+            let mut spec = spec(&[("io.kubernetes.cri.container-type", annotation), ("io.kubernetes.cri.sandbox-id", "s")]);
+            let namespaces = kinds.iter().map(|k| LinuxNamespace { r#type: k.to_string(), path: String::new() }).collect();
+            spec.linux = Some(Linux { namespaces, ..Default::default() });
+            spec
+        };
+        refuse_host_namespaces(&with(&["pid", "ipc", "network"], "sandbox")).unwrap();
+        // What a container shares, its pod has.
+        refuse_host_namespaces(&with(&[], "container")).unwrap();
+        for (kinds, name) in [(&["ipc"][..], "hostPID"), (&["pid"], "hostIPC")] {
+            let e = refuse_host_namespaces(&with(kinds, "sandbox")).unwrap_err();
+            assert!(e.code == Code::InvalidArgument && e.to_string().contains(name), "{e}");
         }
     }
 

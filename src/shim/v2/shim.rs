@@ -103,6 +103,7 @@ impl Shim {
 
     /// Starts the sandbox; a second one only in the place of one that has ended.
     pub fn boot(self: &Arc<Self>, spec: &Spec, asked: Asked) -> Result<Arc<Sandbox>> {
+        pod::refuse_host_namespaces(spec)?;
         let mut slot = self.slot();
         if let Some(old) = slot.as_ref().filter(|s| s.death().is_none()) {
             let cause = format!("sandbox {} runs in this shim already", old.id);
@@ -132,6 +133,7 @@ impl Shim {
                 path: spec.linux.as_ref().map(|l| l.cgroups_path.clone()).unwrap_or_default(),
                 only: config.sandbox_cgroup_only,
             },
+            selinux_label: spec.process.as_ref().map(|p| p.selinux_label.clone()).filter(|_| !config.disable_selinux).unwrap_or_default(),
             oom_score_adj: spec.process.as_ref().map(|p| p.oom_score_adj).filter(|&n| n != 0),
             config,
         };

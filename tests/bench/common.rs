@@ -60,6 +60,21 @@ pub struct Guest {
 
 impl Guest {
     pub fn new(osc: &Path, init: &Path, dir: &Path) -> Guest {
+        let mut guest = Guest::whole(osc, init, dir);
+        // The share needs a daemon.
+        remove(&mut guest.args, |a| a.starts_with("socket,id=slot") || a.starts_with("vhost-user-fs-pci"));
+        guest
+    }
+
+    /// With its share, whose daemon listens at `socket`.
+    pub fn with_share(osc: &Path, init: &Path, dir: &Path, socket: &Path) -> Guest {
+        let mut guest = Guest::whole(osc, init, dir);
+        let share = guest.args.iter_mut().find(|a| a.starts_with("socket,id=slot")).unwrap();
+        *share = format!("{}path={}", share.split("path=").next().unwrap(), socket.display());
+        guest
+    }
+
+    fn whole(osc: &Path, init: &Path, dir: &Path) -> Guest {
         let line = run(osc, &["run", "--network", "none", "--dry-run", "--", "true"]).0;
         let mut words = shell_words(&line).into_iter();
         let program = words.next().unwrap().into();
@@ -76,8 +91,7 @@ impl Guest {
         archive.resize(archive.len().next_multiple_of(512), 0);
         archive.extend(fs::read(value(&args, "-initrd")).unwrap());
         fs::write(&initrd, archive).unwrap();
-        // The share needs a daemon, and QMP somebody who listens.
-        remove(&mut args, |a| a.starts_with("socket,id=slot") || a.starts_with("vhost-user-fs-pci"));
+        // QMP needs somebody who listens.
         remove(&mut args, |a| a.starts_with("file,id=console") || a == "chardev:console");
         remove(&mut args, |a| a.starts_with("socket,id=qmp") || a == "chardev=qmp,mode=control");
         args.extend(["-serial", "null"].map(str::to_owned));

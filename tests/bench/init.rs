@@ -1,5 +1,8 @@
 //! PID 1 of the guests that osc is measured against: powers off at once, or moves blocks over a port of virtio-serial with
-//! nothing in between. `bench=` on the kernel's command line chooses: `off`, `out` (guest to host), `in` (host to guest).
+//! nothing in between. `bench=` on the kernel's command line chooses: `off`, `out` (guest to host), `in` (host to guest), `fs` (files of a
+//! share). With `BENCH_FILES` in its environment it is a container's program, which does to the files there what `fs` does.
+
+mod files;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -9,6 +12,9 @@ const TOTAL: usize = 100 << 20;
 const BLOCK: usize = 64 << 10;
 
 fn main() {
+    if let Some(dir) = std::env::var_os("BENCH_FILES") {
+        return files::run(dir.as_ref(), &mut std::io::stdout()).unwrap();
+    }
     let _ = fs::create_dir("/proc");
     mount(c"proc", c"/proc");
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
@@ -47,6 +53,12 @@ fn transfer(mode: &str) -> std::io::Result<()> {
         }
     };
     let mut port = File::options().read(true).write(true).open(std::path::Path::new("/dev").join(port))?;
+    if mode == "fs" {
+        fs::create_dir("/share")?;
+        // SAFETY: constants.
+        let r = unsafe { libc::mount(c"kataShared".as_ptr(), c"/share".as_ptr(), c"virtiofs".as_ptr(), 0, std::ptr::null()) };
+        return if r == 0 { files::run("/share".as_ref(), &mut port) } else { Err(std::io::Error::last_os_error()) };
+    }
     let mut block = vec![0u8; BLOCK];
     // The host starts its clock at the first byte.
     port.write_all(b"!")?;

@@ -66,7 +66,15 @@ impl Files {
             (Way::Copied(_), Some(_)) => {}
         }
         match live {
-            Some(live) => live.add(source, name).inspect_err(|_| drop(self.unbind(name))),
+            Some(live) => match live.add(source, name) {
+                Ok(path) => Ok(path),
+                // The host's files themselves are there all the same.
+                Err(e) if !self.copied() => {
+                    log::warn!("volume {}: what changes in it wakes nobody in the pod: {e}", source.display());
+                    Ok(guest(name))
+                }
+                Err(e) => Err(e),
+            },
             None => Ok(guest(name)),
         }
     }

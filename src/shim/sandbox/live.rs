@@ -131,7 +131,9 @@ impl Live {
         if let Some(watch) = &state.watch {
             return Ok(watch.inotify.clone());
         }
-        let inotify = Arc::new(inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?);
+        let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK);
+        // Of these a host has few: 128 for all of root's programs, unless told otherwise.
+        let inotify = Arc::new(inotify.map_err(|e| io::Error::other(format!("inotify: {e} (raise fs.inotify.max_user_instances)")))?);
         let (stopped, stop) = crate::process::pipe()?;
         let (weak, theirs) = (Arc::downgrade(self), inotify.clone());
         crate::thread::try_start("volumes", move || follow(&weak, &theirs, &stopped))?;

@@ -75,7 +75,7 @@ pub const KEYS: &[Key] = &[
     key(H, "rootless", Rule::Only(&[Bool(false)]), "rootless QEMU is not done").noted(),
     key(H, "rootless_user", Rule::Moot, "rootless QEMU is not done"),
     key(H, "disable_selinux", Rule::Bool(|c| &mut c.disable_selinux), "no SELinux label for QEMU and virtiofsd")
-        .proof("`shim::sandbox::selinux`"),
+        .proof("`shim::sandbox::selinux` a_label_is_set_"),
     key(H, "disable_guest_selinux", Rule::Only(&[Bool(true)]), "osc's guest has no SELinux policy"),
     key(H, "selinux_label", Rule::Only(&[Text("")]), "osc's guest has no SELinux policy"),
     key(H, "disable_nesting_checks", Rule::Moot, "osc does the same on every host"),

@@ -552,7 +552,7 @@ fn huge_pages_are_the_guests() {
         c["process"]["env"] = serde_json::json!(["PATH=/bin", "OSC_TEST_DO=huge /pages"]);
         c["linux"]["resources"] = serde_json::json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 4 << 20}]});
     });
-    let out = common::run(["run", "--name", &name, "--bundle", &bundle.path().to_string_lossy()]);
+    let out = common::run(["run", "--network", "none", "--name", &name, "--bundle", &bundle.path().to_string_lossy()]);
     assert!(out.status == 0 && out.stdout.contains("1 passed"), "{out:?}");
     drop(mounted);
     common::assert_clean(&name);
@@ -571,7 +571,7 @@ fn fio_verifies_what_it_wrote() {
     let volume = format!("{}:/mnt", dir.path().display());
     let fio =
         "fio --name=v --directory=/mnt --size=64m --rw=randrw --bs=4k-64k --verify=crc32c --verify_fatal=1 --do_verify=1 --ioengine=psync";
-    let out = common::run(["run", "--name", &name, "--memory", "1g", "--volume", &volume, "--", "sh", "-c", fio]);
+    let out = common::run(["run", "--network", "none", "--name", &name, "--memory", "1g", "--volume", &volume, "--", "sh", "-c", fio]);
     assert!(out.status == 0 && out.stdout.contains("err= 0"), "{out:?}");
     common::assert_clean(&name);
 }

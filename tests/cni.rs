@@ -19,7 +19,7 @@ fn pods_on_a_bridge_reach_each_other_and_the_host_reaches_them() {
     }
     let links = || sh("ip -o link | cut -d: -f2");
     let before = links();
-    let (c, cni) = (Containerd::start(), Cni::new(1460, false));
+    let (c, cni) = (Containerd::start(), Cni::new(1460));
     let server = name("cni-server");
     let serve = "mkdir /www; head -c 209715200 /dev/zero | busybox tr '\\0' 'x' > /www/large; busybox httpd -f -p 80 -h /www";
     let mut running = cni.run(&c, "", &server, serve);

@@ -28,7 +28,7 @@ pub struct Cni {
 }
 
 impl Cni {
-    pub fn new(mtu: u32, masquerade: bool) -> Cni {
+    pub fn new(mtu: u32) -> Cni {
         let dir = tempfile::tempdir().unwrap();
         let bridge = format!("osccni{}", std::process::id() % 10_000);
         let ipam = serde_json::json!({
@@ -39,7 +39,7 @@ impl Cni {
         });
         let conf = serde_json::json!({
             "cniVersion": "0.4.0", "name": "osc-test",
-            "plugins": [{"type": "bridge", "bridge": bridge, "isGateway": true, "ipMasq": masquerade, "mtu": mtu, "ipam": ipam}],
+            "plugins": [{"type": "bridge", "bridge": bridge, "isGateway": true, "mtu": mtu, "ipam": ipam}],
         });
         std::fs::write(dir.path().join("10-osc.conflist"), conf.to_string()).unwrap();
         Cni { dir, bridge }

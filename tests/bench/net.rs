@@ -48,7 +48,8 @@ fn main() {
         vxlan.push(between(&tunnel.podns, &tunnel.pod.peer));
         eprintln!("net {}/{RUNS}", i + 1);
     }
-    drop(guest);
+    // The report ends the process.
+    drop((guest, plain, tunnel));
     let rows = [
         timed("into the guest, its tap bridged", &bridged.into, "MB/s", None, ""),
         timed("into the guest, redirected", &redirected.into, "MB/s", Some(median(&bridged.into)), ">= 0.90"),
@@ -80,9 +81,12 @@ impl Figures {
 
 /// MB/s from a client in `from` to the server at [`POD_V4`].
 fn iperf(from: &Netns, more: &str) -> f64 {
-    let text = from.run(&format!("iperf3 -c {POD_V4} -t {ROUND} -J {more}"));
-    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
-    json["end"]["sum_received"]["bits_per_second"].as_f64().unwrap_or_else(|| panic!("{text}")) / 8e6
+    // A server that has just served somebody takes a moment to listen again.
+    until("iperf3", || {
+        let text = from.try_run(&format!("iperf3 -c {POD_V4} -t {ROUND} -J {more}")).1;
+        let json: serde_json::Value = serde_json::from_str(&text).ok()?;
+        json["end"]["sum_received"]["bits_per_second"].as_f64()
+    }) / 8e6
 }
 
 /// MB/s between two namespaces of this host.
@@ -114,6 +118,7 @@ fn latency(from: &Netns) -> f64 {
 /// A guest with iperf3 and an echo, which has the network of `pod`.
 struct Guest {
     pod: Pod,
+    name: String,
     run: Option<std::process::Child>,
     _bundle: tempfile::TempDir,
     _root: harness::Rootfs,
@@ -124,17 +129,19 @@ impl Guest {
         let (pod, root) = (Pod::new(), harness::Rootfs::new());
         // This host's programs.
         fs::create_dir(root.path().join("usr")).unwrap();
-        symlink("usr/lib64", root.path().join("lib64")).unwrap();
-        let script = format!("busybox nc -ll -p {ECHO} -e cat & exec /usr/bin/iperf3 -s >/dev/null");
+        for d in ["lib", "lib64"] {
+            symlink(format!("usr/{d}"), root.path().join(d)).unwrap();
+        }
+        let script = format!("busybox nc -ll -p {ECHO} -e cat & while :; do /usr/bin/iperf3 -s; done >/dev/null 2>&1");
         let bundle = bundle(&root, &["sh", "-c", &script], |c| {
             let usr = json!({"destination": "/usr", "type": "bind", "source": "/usr", "options": ["rbind", "ro"]});
             c["mounts"].as_array_mut().unwrap().push(usr);
         });
         let directory = bundle.path().display().to_string();
-        let run = command(["run", "--name", &name("net"), "--netns", &pod.pod.arg(), "--bundle", &directory]).spawn().unwrap();
-        let guest = Guest { pod, run: Some(run), _bundle: bundle, _root: root };
-        let answers = |port: u16| guest.pod.peer.try_run(&format!("busybox nc -w 1 {POD_V4} {port} </dev/null")).0;
-        until("the guest's servers", || (answers(ECHO) && answers(IPERF)).then_some(()));
+        let name = name("net");
+        let run = command(["run", "--name", &name, "--netns", &pod.pod.arg(), "--bundle", &directory]).spawn().unwrap();
+        let guest = Guest { pod, name, run: Some(run), _bundle: bundle, _root: root };
+        until("the guest's echo", || guest.pod.peer.try_run(&format!("busybox nc -w 1 {POD_V4} {ECHO} </dev/null")).0.then_some(()));
         // The pod's interface is going to change under it; it would follow.
         guest.signal(rustix::process::Signal::STOP);
         // What the start still had in hand is let go of.
@@ -177,7 +184,7 @@ impl Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         self.signal(rustix::process::Signal::CONT);
-        self.signal(rustix::process::Signal::TERM);
+        harness::run(["stop", "-t", "0", &self.name]);
         finish(self.run.take().unwrap());
     }
 }

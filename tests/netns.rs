@@ -10,7 +10,7 @@ use std::path::Path;
 
 use common::run;
 use guest::Guest;
-use netns::{Netns, PEER_V4, POD_V4, POD_V6, Pod, can_make_namespaces, ping, sh};
+use netns::{Netns, PEER_V4, POD_V4, POD_V6, Pod, can_make_namespaces, ping, sh, try_sh};
 use osc::net::{NetError, endpoint};
 
 fn attach(pod: &Pod) -> (osc::net::scan::Network, Vec<endpoint::Endpoint>) {
@@ -260,6 +260,18 @@ fn bad_input_changes_nothing_and_names_what_is_wrong() {
             assert!(out.status == 125 && out.stderr.contains(why), "{out:?}");
         }
     }
+
+    let (place, before) = (pod.pod.arg(), pod.pod.state());
+    let end = ["--netns", &place, "--remote", "192.0.2.1", "--vni", "7", "--mac", netns::POD_MAC, "--address", "10.0.0.1"];
+    let out = run(["netsetup", "vxlan", "podvm"].iter().chain(&end));
+    assert!(out.status == 125 && out.stderr.contains("prefix"), "{out:?}");
+    assert_eq!(pod.pod.state(), before);
+    // Where not even root's own files are readable to others, the program is copied.
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("osc").display().to_string();
+    sh(&format!("cp {} {program}; chmod 755 {program} {}", common::osc().display(), dir.path().display()));
+    let told = try_sh(&format!("setpriv --reuid 65534 {program} netsetup tap --netns /proc/self/ns/net"));
+    assert!(!told.0 && told.1.contains("needs root") && told.1.contains("sudo"), "{told:?}");
 }
 
 /// Links, filters and routes as `ip` and `tc` tell them, without what differs from one namespace to the next.

@@ -3,8 +3,9 @@
 //! The table's lock is held to look up and to change it, never across a call that can wait. A container that is being made
 //! occupies its name; all else about a container is behind locks of its own.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use super::container::Container;
@@ -32,6 +33,8 @@ pub struct Guest {
     pub settled: Gate,
     pub sandbox: Mutex<Sandbox>,
     containers: Mutex<HashMap<String, Option<Arc<Member>>>>,
+    /// What containers had of the share: (container, path).
+    shared: Mutex<Vec<(String, PathBuf)>>,
 }
 
 /// The pod's identity, from CreateSandbox.
@@ -81,6 +84,7 @@ impl Guest {
             settled: Gate::default(),
             sandbox: Mutex::default(),
             containers: Mutex::default(),
+            shared: Mutex::default(),
         })
     }
 
@@ -108,6 +112,17 @@ impl Guest {
 
     pub fn containers(&self) -> Vec<Arc<Member>> {
         lock(&self.containers).values().flatten().cloned().collect()
+    }
+
+    /// Container `id` has `paths` of the share. Looks at those of containers that have gone: the kernel keeps a name which it
+    /// has looked up once, and virtiofsd a descriptor for that, until somebody finds it gone. What is there still is looked at
+    /// again with the next container.
+    pub fn shares(&self, id: &str, paths: impl Iterator<Item = PathBuf>) {
+        let mut shared = std::mem::take(&mut *lock(&self.shared));
+        let living: HashSet<String> = lock(&self.containers).keys().cloned().collect();
+        shared.retain(|(container, path)| living.contains(container) || path.symlink_metadata().is_ok());
+        shared.extend(paths.map(|path| (id.to_owned(), path)));
+        lock(&self.shared).append(&mut shared);
     }
 
     /// Takes `member` out of the table: its name is free.

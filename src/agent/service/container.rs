@@ -1,5 +1,6 @@
 //! Calls about containers.
 
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
@@ -9,11 +10,13 @@ use crate::agent::container::{Container, Env};
 use crate::agent::guest::{Guest, Member, Process, lock};
 use crate::agent::stdio::{Ports, Prepared};
 use crate::agent::storage::Held;
+use crate::fs::share::GUEST_ROOT;
 use crate::rpc::wire::agent::{
     CreateContainerRequest, PauseContainerRequest, RemoveContainerRequest, ResumeContainerRequest, StartContainerRequest,
     StatsContainerRequest, StatsContainerResponse, StringUser, UpdateContainerRequest,
 };
 use crate::rpc::wire::google::Empty;
+use crate::rpc::wire::oci::Spec;
 use crate::rpc::{Code, Status};
 
 impl AgentService {
@@ -28,6 +31,7 @@ impl AgentService {
         valid_id(&r.container_id)?;
         guest.settled.pass();
         let place = guest.reserve(&r.container_id)?;
+        guest.shares(&r.container_id, shared(&spec));
         let storages = Held(guest.storages.add_all(&r.storages)?);
         devices::resolve(&guest.storages, &r.devices, &mut spec)?;
         let terminal = spec.process.as_ref().is_some_and(|p| p.terminal);
@@ -116,6 +120,12 @@ pub(super) fn remove(guest: &Guest, member: &std::sync::Arc<Member>) -> Result<(
     drop(lock(&member.storages).take());
     guest.forget(member);
     Ok(())
+}
+
+/// What a container has of the host's files.
+fn shared(spec: &Spec) -> impl Iterator<Item = PathBuf> {
+    let paths = spec.mounts.iter().map(|m| &m.source).chain(spec.root.iter().map(|r| &r.path));
+    paths.map(PathBuf::from).filter(|p| p.starts_with(GUEST_ROOT))
 }
 
 /// What containers of this guest share. The pod's network, IPC and UTS namespaces are the guest's own: the guest is the pod.

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::error::{At, Failure, Result, Stage};
-use crate::shim::{check, ctl, direct_volume, image, install, monitor, report, run};
+use crate::shim::{check, ctl, direct_volume, image, install, monitor, pull, report, run};
 
 /// Every pod in a virtual machine of its own.
 #[derive(Parser)]
@@ -22,6 +22,8 @@ struct Osc {
 enum Command {
     /// Run a command in a container in a VM of its own
     Run(Box<run::Args>),
+    /// Pull a container image from a registry
+    Pull(pull::Pull),
     /// List sandboxes
     Ps(ctl::Ps),
     /// Run another command in a sandbox
@@ -105,6 +107,10 @@ fn act(command: Command) -> Result<i32> {
         Command::Run(args) => {
             log_to_stderr(args.debug);
             run::run(*args)
+        }
+        Command::Pull(c) => {
+            log_to_stderr(false);
+            done(c.run())
         }
         Command::Ps(c) => done(c.run()),
         Command::Exec(c) => c.run(),

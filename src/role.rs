@@ -21,6 +21,7 @@ pub const ROLES: &[Role] = &[
     Role { name: "cloud-api-adaptor", what: "a worker's adaptor: makes the VMs of peer pods", main: |args| command("adaptor", args) },
     Role { name: "agent-protocol-forwarder", what: "a pod VM's forwarder, beside another agent", main: crate::agent::forwarder::main },
     Role { name: "init", what: "PID 1 of a guest: the agent", main: crate::agent::main },
+    Role { name: "pause", what: "a pod's own container, where the guest pulls images", main: pause },
     Role { name: "osc-container", what: "first process of a container (started by the agent only)", main: crate::agent::container::main },
 ];
 
@@ -49,6 +50,18 @@ fn command(name: &str, mut args: Vec<OsString>) -> ExitCode {
     args[0] = "osc".into();
     args.insert(1, name.into());
     crate::cli::main(args)
+}
+
+/// Lasts as long as its pod, whose first process it may be: what nobody waits for ends with no trace.
+fn pause(_: Vec<OsString>) -> ExitCode {
+    use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+    let ends: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
+    // SAFETY: no handler runs; the kernel reaps the children of who ignores their end.
+    let reaped = unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) };
+    match reaped.and_then(|_| ends.thread_block()).and_then(|()| ends.wait()) {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
 }
 
 fn base_name(arg: &OsStr) -> String {

@@ -18,3 +18,12 @@ pub fn start<T: Send + 'static>(name: &str, f: impl FnOnce() -> T + Send + 'stat
 pub fn try_start<T: Send + 'static>(name: &str, f: impl FnOnce() -> T + Send + 'static) -> io::Result<JoinHandle<T>> {
     Builder::new().name(name.to_owned()).stack_size(STACK).spawn(f)
 }
+
+/// The same for a thread that borrows: `scope` waits for it.
+pub fn scoped<'scope, T: Send + 'scope>(
+    scope: &'scope std::thread::Scope<'scope, '_>,
+    name: &str,
+    f: impl FnOnce() -> T + Send + 'scope,
+) -> io::Result<std::thread::ScopedJoinHandle<'scope, T>> {
+    Builder::new().name(name.to_owned()).stack_size(STACK).spawn_scoped(scope, f)
+}

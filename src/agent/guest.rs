@@ -73,7 +73,13 @@ pub struct Exec {
 
 impl Guest {
     pub fn new(modules: Arc<Modules>, events: Uevents, reaper: Reaper) -> std::io::Result<Guest> {
-        let storages = Storages::new(super::storage::Host { modules: modules.clone(), events: events.clone() });
+        let programs = reaper.clone();
+        let run = Box::new(move |spawn, said: &mut dyn FnMut() -> String| {
+            let program = programs.spawn(spawn)?;
+            let text = said();
+            Ok((program.wait(), text))
+        });
+        let storages = Storages::new(super::storage::Host { modules: modules.clone(), events: events.clone(), run });
         Ok(Guest {
             modules,
             events,

@@ -11,6 +11,7 @@ pub mod modules;
 pub mod oom;
 pub mod port;
 pub mod power;
+mod pull;
 pub mod reaper;
 pub mod service;
 pub mod stdio;

@@ -7,6 +7,7 @@ pub mod image;
 pub mod install;
 pub mod monitor;
 pub mod progress;
+pub mod pull;
 pub mod report;
 pub mod run;
 pub mod sandbox;

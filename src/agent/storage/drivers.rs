@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::{Host, Options, device, owner};
 use crate::agent::boot::KATA_RUN;
 use crate::rpc::wire::agent::Storage;
+use crate::rpc::wire::guest_pull::IMAGE_PULL;
 
 /// Answers what else it mounted, to be unmounted after the storage itself.
 type Mount = fn(&Host, &Storage, &Path) -> io::Result<Option<PathBuf>>;
@@ -32,6 +33,7 @@ pub const TABLE: &[Driver] = &[
     Driver { name: "overlayfs", pods: false, mount: overlay },
     Driver { name: "blk", pods: false, mount: disk },
     Driver { name: "scsi", pods: false, mount: disk },
+    Driver { name: IMAGE_PULL, pods: false, mount: crate::agent::pull::mount },
 ];
 
 /// Kata's option for a group that is to own a memory-backed or local volume; no file system's own.

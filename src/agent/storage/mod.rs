@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::boot::KATA_RUN;
 use super::modules::Modules;
 use super::uevent::Uevents;
+use crate::process::{Ended, Spawn};
 use crate::rpc::wire::agent::Storage;
 use crate::rpc::{Code, Status};
 
@@ -25,7 +26,11 @@ use crate::rpc::{Code, Status};
 pub struct Host {
     pub modules: Arc<Modules>,
     pub events: Uevents,
+    /// Runs a program to its end, and meanwhile the function that reads what it says.
+    pub run: Run,
 }
+
+type Run = Box<dyn Fn(Spawn, &mut dyn FnMut() -> String) -> std::io::Result<(Ended, String)> + Send + Sync>;
 
 /// Every storage of the guest.
 pub struct Storages {
@@ -187,7 +192,14 @@ fn mount_point(storage: &Storage) -> Result<PathBuf, Status> {
 }
 
 /// A disk is unmounted for good, so that it is clean; what is still in use goes when its last user does.
-fn unmount(path: &Path) {
+pub fn unmount(path: &Path) {
+    if path != Path::new(super::pull::DISK) && path.starts_with(super::pull::DISK) {
+        // No mount, but what a pulled root was made of.
+        if let Err(e) = std::fs::remove_dir_all(path) {
+            log::warn!("image {}: {e}", path.display());
+        }
+        return;
+    }
     if rustix::mount::unmount(path, rustix::mount::UnmountFlags::NOFOLLOW).is_err() {
         // The host may take the disk away at once.
         if let Ok(root) = std::fs::File::open(path) {

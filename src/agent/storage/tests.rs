@@ -5,7 +5,11 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 fn storages() -> Arc<Storages> {
     let modules = Modules::new("/nonexistent");
     modules.load_rest();
-    Storages::new(Host { modules: Arc::new(modules), events: Uevents::start().unwrap() })
+    Storages::new(Host {
+        modules: Arc::new(modules),
+        events: Uevents::start().unwrap(),
+        run: Box::new(|_, _| Err(std::io::ErrorKind::Unsupported.into())),
+    })
 }
 
 fn storage(driver: &str, at: &Path, options: &[&str]) -> Storage {

@@ -138,9 +138,15 @@ pub const KEYS: &[Key] = &[
     key(R, "use_passfd_io", Rule::Moot, "stdio always has streams of its own"),
     key(R, "passfd_listener_port", Rule::Moot, "stdio always has streams of its own"),
     key(R, "experimental", Rule::Only(&[EmptyList]), GUEST_PULL).on(Qemu).noted().spaced(),
-    key(R, "experimental", Rule::Experimental, GUEST_PULL).on(Remote).noted().spaced().later(),
+    key(R, "experimental", Rule::Experimental, GUEST_PULL)
+        .on(Remote)
+        .noted()
+        .spaced()
+        .proof("`config::tests::files` the_remote_hypervisors_"),
     key(R, "experimental_force_guest_pull", Rule::Only(&[Bool(false)]), GUEST_PULL).on(Qemu),
-    key(R, "experimental_force_guest_pull", Rule::Bool(|c| &mut c.force_guest_pull), "images are pulled in the guest").on(Remote).later(),
+    key(R, "experimental_force_guest_pull", Rule::Bool(|c| &mut c.force_guest_pull), "images are pulled in the guest")
+        .on(Remote)
+        .proof("`guest_pull` a_pod_vm_pulls_"),
     // [image], which Go files had before 3.0.
     key(Image, "provision", Rule::Moot, "nydus is not done"),
     key(Image, "service_offload", Rule::Only(&[Bool(false)]), "images are pulled by the manager"),

@@ -135,7 +135,7 @@ impl Store {
     }
 
     /// The bytes of `file`, and how many there are.
-    pub fn file(&self, file: &str) -> io::Result<(Box<dyn Read>, u64)> {
+    pub fn file(&self, file: &str) -> io::Result<(Box<dyn Read + Send>, u64)> {
         let path = clean(Path::new(file)).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it leads out of the image"))?;
         match &self.files {
             Files::Dir(dir) => {
@@ -156,6 +156,11 @@ impl Store {
 
     /// A JSON file; `expected` is its digest, where there is one.
     pub fn json<T: DeserializeOwned>(&self, file: &str, expected: Option<&str>) -> Result<T, ImageError> {
+        super::layout::parse(&self.name, file, &self.bytes(file, expected)?)
+    }
+
+    /// A small file, whole.
+    pub fn bytes(&self, file: &str, expected: Option<&str>) -> Result<Vec<u8>, ImageError> {
         let damaged = |what: String| ImageError::Damaged { image: self.name.clone(), what: format!("{file}: {what}") };
         let (mut from, length) = self.file(file).map_err(|e| damaged(e.to_string()))?;
         if length > LARGEST_JSON {
@@ -169,7 +174,7 @@ impl Store {
                 found => return Err(damaged(format!("its digest is {found} instead of {expected}"))),
             }
         }
-        serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))
+        Ok(bytes)
     }
 }
 

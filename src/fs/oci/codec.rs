@@ -1,6 +1,7 @@
 //! What blobs and archives are compressed with, and their digests.
 
 use std::io::{self, BufRead, BufReader, Read};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
@@ -87,23 +88,87 @@ impl<R: Read> Read for Zstd<R> {
     }
 }
 
+/// Pieces that wait for their reader.
+const AHEAD: usize = 4;
+
+/// Both ends of what is decompressed by one thread and read by another.
+pub fn pieces() -> (Sender, Pieces) {
+    let (full, filled) = sync_channel(AHEAD);
+    let (back, empty) = channel();
+    (Sender { full, empty }, Pieces { filled, back, piece: Vec::new(), at: 0 })
+}
+
+pub struct Sender {
+    full: SyncSender<io::Result<Vec<u8>>>,
+    /// Pieces that were read, to be filled again.
+    empty: Receiver<Vec<u8>>,
+}
+
+impl Sender {
+    /// Sends the bytes inside `blob`; answers its digest (where it is wanted) and length. `None`: the reader is gone, or knows why.
+    pub fn send_all(self, blob: impl Read, wanted: bool) -> Option<(Option<String>, u64)> {
+        let mut blob = Hashing::new(blob, wanted);
+        let sent = decompress(&mut blob).and_then(|plain| self.send(plain)).and_then(|()| blob.finish());
+        sent.map_err(|e| self.full.send(Err(e))).ok()
+    }
+
+    fn send(&self, mut plain: impl Read) -> io::Result<()> {
+        loop {
+            let mut piece = self.empty.try_recv().unwrap_or_default();
+            piece.resize(BUFFER, 0);
+            match plain.read(&mut piece) {
+                Ok(0) => return Ok(()),
+                Ok(n) => piece.truncate(n),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(e),
+            }
+            self.full.send(Ok(piece)).map_err(|_| io::ErrorKind::BrokenPipe)?;
+        }
+    }
+}
+
+/// Reads what a [`Sender`] sends.
+pub struct Pieces {
+    filled: Receiver<io::Result<Vec<u8>>>,
+    back: std::sync::mpsc::Sender<Vec<u8>>,
+    piece: Vec<u8>,
+    at: usize,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.piece.len() {
+            // Its end is the sender's; that it came too early, the sender's answer tells.
+            let Ok(piece) = self.filled.recv() else { return Ok(0) };
+            let _ = self.back.send(std::mem::replace(&mut self.piece, piece?));
+            self.at = 0;
+        }
+        let n = buf.len().min(self.piece.len() - self.at);
+        buf[..n].copy_from_slice(&self.piece[self.at..self.at + n]);
+        self.at += n;
+        Ok(n)
+    }
+}
+
 /// Reads, and counts and hashes what was read.
 pub struct Hashing<R> {
     inner: R,
-    hash: Sha256,
+    /// None where nobody asks for the digest.
+    hash: Option<Sha256>,
     length: u64,
 }
 
 impl<R: Read> Hashing<R> {
-    pub fn new(inner: R) -> Hashing<R> {
-        Hashing { inner, hash: Sha256::new(), length: 0 }
+    /// `wanted`: somebody asks for the digest.
+    pub fn new(inner: R, wanted: bool) -> Hashing<R> {
+        Hashing { inner, hash: wanted.then(Sha256::new), length: 0 }
     }
 
-    /// Reads what is left; answers digest and length of it all.
-    pub fn finish(mut self) -> io::Result<(String, u64)> {
+    /// Reads what is left; answers digest (where it was wanted) and length of it all.
+    pub fn finish(mut self) -> io::Result<(Option<String>, u64)> {
         let mut buffer = vec![0; BUFFER];
         while self.read(&mut buffer)? > 0 {}
-        Ok((named(&self.hash.finalize()), self.length))
+        Ok((self.hash.map(|h| named(&h.finalize())), self.length))
     }
 }
 
@@ -115,7 +180,7 @@ impl<R: Read> Read for Hashing<R> {
                 r => break r?,
             }
         };
-        self.hash.update(&buf[..n]);
+        self.hash.iter_mut().for_each(|h| h.update(&buf[..n]));
         self.length += n as u64;
         Ok(n)
     }
@@ -175,10 +240,10 @@ mod tests {
 
     #[test]
     fn a_stream_is_counted_and_hashed_to_its_end() {
-        let mut hashing = Hashing::new(&b"abc"[..]);
+        let mut hashing = Hashing::new(&b"abc"[..], true);
         hashing.read_exact(&mut [0]).unwrap();
         let abc = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        assert_eq!(hashing.finish().unwrap(), (abc.to_owned(), 3));
+        assert_eq!(hashing.finish().unwrap(), (Some(abc.to_owned()), 3));
         assert_eq!(digest(b"abc"), abc);
     }
 }

@@ -20,7 +20,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::codec::{Hashing, decompress};
+use super::codec::{Hashing, pieces};
 use super::member::{Kind, Member, Members};
 use super::tree::{self, Tree, clean};
 use super::{Fault, ImageError};
@@ -52,21 +52,30 @@ pub struct Layer {
 impl Layer {
     /// Applies the blob `from` to `tree`, and checks length and digests of what was read. After an error the tree is of no
     /// use: its owner removes it. Nothing outside of it changes, whatever the layer says.
-    pub fn unpack(&self, tree: &Tree, from: impl Read) -> Result<(), ImageError> {
-        let mut blob = Hashing::new(from);
-        let mut plain = Hashing::new(decompress(&mut blob).map_err(|e| self.damaged(e))?);
-        apply(tree, &self.name, &mut plain)?;
-        // What follows a tar's end is part of the layer all the same.
-        let (diff_id, _) = plain.finish().map_err(|e| self.damaged(e))?;
-        let (digest, size) = blob.finish().map_err(|e| self.damaged(e))?;
+    pub fn unpack(&self, tree: &Tree, from: impl Read + Send) -> Result<(), ImageError> {
+        // Two threads: one fetches and decompresses, the other writes.
+        let ((digest, size), diff_id) = std::thread::scope(|scope| {
+            let (pieces, plain) = pieces();
+            let reading =
+                crate::thread::scoped(scope, "osc-layer", || pieces.send_all(from, self.digest.is_some())).map_err(|e| self.damaged(e))?;
+            let mut plain = Hashing::new(plain, self.diff_id.is_some());
+            apply(tree, &self.name, &mut plain)?;
+            // What follows a tar's end is part of the layer all the same.
+            let (diff_id, _) = plain.finish().map_err(|e| self.damaged(e))?;
+            let read = reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let read = read.ok_or_else(|| self.damaged("it was not read to its end"))?;
+            Ok::<_, ImageError>((read, diff_id))
+        })?;
         if let Some(expected) = self.size.filter(|&s| s != size) {
             return Err(self.damaged(format!("it has {size} bytes, and its manifest says {expected}")));
         }
-        if let Some(expected) = self.digest.as_ref().filter(|&d| *d != digest) {
-            return Err(self.damaged(format!("its digest is {digest}, and its manifest says {expected}")));
+        if let Some(found) = digest.filter(|d| self.digest.as_ref() != Some(d)) {
+            let expected = self.digest.as_deref().unwrap_or_default();
+            return Err(self.damaged(format!("its digest is {found}, and its manifest says {expected}")));
         }
-        if let Some(expected) = self.diff_id.as_ref().filter(|&d| *d != diff_id) {
-            return Err(self.damaged(format!("its contents are {diff_id}, and the image's configuration says {expected}")));
+        if let Some(found) = diff_id.filter(|d| self.diff_id.as_ref() != Some(d)) {
+            let expected = self.diff_id.as_deref().unwrap_or_default();
+            return Err(self.damaged(format!("its contents are {found}, and the image's configuration says {expected}")));
         }
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! Container images: what they hold, and their unpacking into a directory.
 //!
 //! Three forms come in, each also compressed as a whole: an OCI layout (directory or archive) and what `docker save`
-//! writes. A layer is unpacked entry by entry, never outside its directory ([`Layer::unpack`] into a [`Tree`]); a registry
-//! client uses the same code on what it pulls.
+//! writes. A layer is unpacked entry by entry, never outside its directory ([`Layer::unpack`] into a [`Tree`]);
+//! [`registry`] uses the same code on what it pulls.
 //!
 //! Where an image is unpacked, only root may look in: its setuid programs and device nodes are the host's as well.
 
@@ -14,6 +14,7 @@ mod layout;
 mod member;
 mod pack;
 mod pax;
+pub mod registry;
 mod tree;
 pub mod user;
 

@@ -14,6 +14,7 @@ pub mod cgroups2;
 pub mod containerd;
 pub mod events;
 pub mod google;
+pub mod guest_pull;
 pub mod hypervisor;
 pub mod oci;
 pub mod options;

@@ -17,21 +17,21 @@ use crate::vm::{Device, user_net};
 
 /// Run a command in a container in a virtual machine of its own.
 ///
-/// Without --rootfs, --bundle or --image the command sees this host's own root, read-only, and what it writes is thrown
+/// Without an image, --rootfs or --bundle the command sees this host's own root, read-only, and what it writes is thrown
 /// away. The exit status is the command's; 125 if osc failed, 126 if the command cannot be executed, 127 if it is not there.
 #[derive(clap::Args, Clone, Debug, Default)]
 #[command(
-    after_help = "Examples:\n  osc run -- uname -a\n  osc run --rootfs ./alpine --cpus 2 --memory 512M -- sh\n  docker save busybox | osc run --image - -- echo hello"
+    after_help = "Examples:\n  osc run -- uname -a\n  osc run --rootfs ./alpine --cpus 2 --memory 512M -- sh\n  docker save busybox | osc run --image - -- echo hello\n  osc run debian:12 -- cat /etc/os-release"
 )]
 pub struct Args {
     /// Root file system: a directory, written to as it is
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["bundle", "image_file"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["bundle", "image_file", "name_of_image"])]
     pub rootfs: Option<PathBuf>,
     /// OCI bundle: a directory with config.json
-    #[arg(long, value_name = "DIR", conflicts_with = "image_file")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["image_file", "name_of_image"])]
     pub bundle: Option<PathBuf>,
     /// Container image: an OCI layout (directory or archive) or a `docker save` archive; - reads an archive from stdin
-    #[arg(long = "image", value_name = "FILE", id = "image_file")]
+    #[arg(long = "image", value_name = "FILE", id = "image_file", conflicts_with = "name_of_image")]
     pub image: Option<PathBuf>,
     /// CPUs the command may use, and the VM's vCPUs (rounded up)
     #[arg(long, value_name = "N", value_parser = cpus)]
@@ -105,7 +105,7 @@ pub struct Args {
     pub debug: bool,
     #[arg(long, hide = true)]
     pub background: Option<i32>,
-    /// An image name (refused until osc can pull)
+    /// Container image of a registry; pulled where this host has not got it yet (see osc pull)
     #[arg(value_name = "IMAGE")]
     pub name_of_image: Option<String>,
     /// The command and its arguments, after --
@@ -123,10 +123,10 @@ impl Args {
     /// What no parser of a single option sees.
     pub fn check(&self) -> Result<()> {
         if let Some(image) = &self.name_of_image {
-            return Err(invalid(format!("image {image:?}: osc cannot pull images yet"))
-                .way_out("save it to a file and use --image FILE; a command follows --"));
+            let told = |f: Failure| f.way_out("a word before -- is an image's name; a command follows --: osc run -- uname -a");
+            crate::fs::oci::registry::Reference::parse(image).map_err(|e| told(e.into()))?;
         }
-        if self.command.is_empty() && self.bundle.is_none() && self.image.is_none() {
+        if self.command.is_empty() && self.bundle.is_none() && self.image.is_none() && self.name_of_image.is_none() {
             return Err(invalid("no command").way_out("it follows --: osc run -- uname -a"));
         }
         if !self.allow.is_empty() && self.network() != "public" {
@@ -169,10 +169,13 @@ impl Args {
         if let Some(bundle) = &self.bundle {
             return self.bundle_job(bundle, terminal);
         }
-        if let Some(image) = &self.image {
+        if self.image.is_some() || self.name_of_image.is_some() {
             return match claimed {
-                Some(claimed) => self.image_job(image, name, terminal, progress, claimed),
-                None => Ok(Job { spec: build(&self.wish(name, terminal)), rootfs: Rootfs::Dir(image.clone()), bundle: image.clone() }),
+                Some(claimed) => self.image_job(name, terminal, progress, claimed),
+                None => {
+                    let dir = self.image.clone().unwrap_or_else(|| Path::new(SCRATCH).join(name));
+                    Ok(Job { spec: build(&self.wish(name, terminal)), rootfs: Rootfs::Dir(dir.clone()), bundle: dir })
+                }
             };
         }
         let (rootfs, root) = match &self.rootfs {
@@ -210,12 +213,15 @@ impl Args {
         Ok(Job { spec, rootfs: Rootfs::Dir(root), bundle })
     }
 
-    fn image_job(&self, image: &Path, name: &str, terminal: bool, progress: &Progress, claimed: &Claimed) -> Result<Job> {
+    fn image_job(&self, name: &str, terminal: bool, progress: &Progress, claimed: &Claimed) -> Result<Job> {
+        let image = match (&self.image, &self.name_of_image) {
+            (None, Some(name)) => crate::shim::pull::stored(name, &|what| progress.tell(what))?,
+            (file, _) => crate::fs::oci::Image::open(file.as_deref().unwrap_or(Path::new("-")))?,
+        };
         let dir = Path::new(SCRATCH).join(name);
         claimed.directory(&dir)?;
         let root = dir.join("rootfs");
         std::fs::create_dir(&root).at(Stage::Image, || format!("make {}", root.display()))?;
-        let image = crate::fs::oci::Image::open(image)?;
         image.unpack(&root, &|what| progress.tell(what))?;
         let process = image.config.process(&self.command);
         if process.args.is_empty() {

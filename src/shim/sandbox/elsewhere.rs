@@ -9,6 +9,7 @@ use super::NewSandbox;
 use super::agent::{Agent, failed};
 use super::boot::{Booted, create_in_guest, seed};
 use super::files::{Copies, FEATURE, Files};
+use super::guest_pull::Wish;
 use super::live::Live;
 use super::network::localhost;
 use super::record::{Record, Thing};
@@ -16,6 +17,7 @@ use crate::config::{Config, Origin};
 use crate::error::{At, Result, Stage};
 use crate::net::Namespace;
 use crate::rpc::wire::agent as wire;
+use crate::rpc::wire::guest_pull::IMAGE_PULL;
 use crate::shim::progress::Progress;
 use crate::vm::Vm;
 use crate::vm::remote::{Plan, Remote};
@@ -80,8 +82,13 @@ pub(super) fn boot(new: &NewSandbox, record: &Record, progress: &Progress) -> Re
     });
     let details = made.map_err(|s| stop(failed("set up the pod VM", s).stage(Stage::Agent)))?.agent_details.unwrap_or_default();
     let streams = details.extra_features.iter().any(|f| f == FEATURE);
+    let pulls = match (config.force_guest_pull, details.storage_handlers.iter().any(|d| d == IMAGE_PULL)) {
+        (true, _) => Wish::Always,
+        (false, true) if !streams => Wish::WhereNamed,
+        _ => Wish::Never,
+    };
     let live = Live::new(vm.clone(), agent.clone());
-    let files = Files::copied_to(Copies::new(vm.clone(), agent.clone(), streams), live);
+    let files = Files::copied_to(Copies::new(vm.clone(), agent.clone(), streams, pulls), live);
     let localhost = new.netns.as_deref().and_then(|netns| localhost(netns, &vm, record));
     Ok(Booted { image: None, files, daemon: None, vm: vm.clone(), agent, network: None, localhost })
 }

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::agent::Agent;
+use super::guest_pull;
 use super::live::{self, Live};
 use super::trees;
 use crate::fs::oci;
@@ -96,6 +97,14 @@ impl Files {
         live.and(rest)
     }
 
+    /// Whether the guest is to pull roots that nobody asked it to.
+    pub fn pulls(&self) -> guest_pull::Wish {
+        match &self.way {
+            Way::Shared(_) => guest_pull::Wish::Never,
+            Way::Copied(copies) => copies.pulls,
+        }
+    }
+
     /// Whether the guest is given copies.
     pub fn copied(&self) -> bool {
         matches!(self.way, Way::Copied(_))
@@ -117,6 +126,7 @@ pub struct Copies {
     vm: Arc<dyn Vm>,
     agent: Arc<Agent>,
     streams: bool,
+    pulls: guest_pull::Wish,
     volumes: Mutex<Vec<Volume>>,
     warned: AtomicBool,
 }
@@ -130,9 +140,9 @@ fn failed(status: Status) -> io::Error {
 }
 
 impl Copies {
-    /// `streams`: the agent takes whole directories.
-    pub fn new(vm: Arc<dyn Vm>, agent: Arc<Agent>, streams: bool) -> Arc<Copies> {
-        let copies = Arc::new(Copies { vm, agent, streams, volumes: Mutex::default(), warned: AtomicBool::new(false) });
+    /// `streams`: the agent takes whole directories. `pulls`: it pulls images.
+    pub fn new(vm: Arc<dyn Vm>, agent: Arc<Agent>, streams: bool, pulls: guest_pull::Wish) -> Arc<Copies> {
+        let copies = Arc::new(Copies { vm, agent, streams, pulls, volumes: Mutex::default(), warned: AtomicBool::new(false) });
         let weak = Arc::downgrade(&copies);
         crate::thread::start("volumes", move || {
             loop {

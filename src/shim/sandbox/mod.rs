@@ -14,6 +14,7 @@ pub mod direct;
 mod elsewhere;
 mod figures;
 pub mod files;
+mod guest_pull;
 pub mod hooks;
 pub mod io;
 mod live;

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use super::block::{self, Disks};
 use super::direct;
 use super::files::Files;
+use super::guest_pull;
 use super::record::{Record, Thing};
 use crate::error::{At, Failure, Result, Stage};
 use crate::fs::idmap::Owners;
@@ -78,7 +79,8 @@ pub fn place(id: &str, bundle: &Path, rootfs: Rootfs, spec: &mut Spec, to: To) -
     let To { files, record, disks } = to;
     let resources = spec.linux.as_ref().and_then(|l| l.resources.as_ref());
     let mut placed = Placed { huge: resources.map(|r| r.hugepage_limits.clone()).unwrap_or_default(), ..Default::default() };
-    let r = plug_root(id, rootfs, &mut placed, disks)
+    let r = pull_root(id, rootfs, spec, files, &mut placed)
+        .and_then(|rootfs| plug_root(id, rootfs, &mut placed, disks))
         .and_then(|rootfs| mount_root(rootfs, &mut placed, record))
         .and_then(|rootfs| place_root(id, &rootfs, spec, files, &mut placed))
         .and_then(|()| {
@@ -113,6 +115,20 @@ pub fn remove(placed: Placed, files: &Files, record: &Record) -> Vec<String> {
         }
     }
     errors
+}
+
+/// A root that the guest pulls is its own.
+fn pull_root(id: &str, rootfs: Rootfs, spec: &Spec, files: &Files, placed: &mut Placed) -> Result<Rootfs> {
+    let mounts = match &rootfs {
+        Rootfs::Mounts { mounts, .. } => mounts.as_slice(),
+        Rootfs::Dir(_) => &[],
+        // For a shell in the guest, and what is there already.
+        _ => return Ok(rootfs),
+    };
+    let Some(storage) = guest_pull::storage(id, mounts, &spec.annotations, files.pulls())? else { return Ok(rootfs) };
+    let at = storage.mount_point.clone();
+    placed.storages.push(storage);
+    Ok(Rootfs::Guest(at))
 }
 
 /// A root file system on a disk is mounted in the guest.

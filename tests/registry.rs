@@ -9,137 +9,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use common::containerd::{Containerd, can_run_containerd};
-use common::{Rootfs, assert_clean, can_run_vms, command, name, run, until};
-use registry::{Action, Front, Pushed, Registry, can_run_registry, described, push};
+use common::{assert_clean, can_run_vms, command, name, run, until};
+use registry::{Action, Front, Pushed, Registry, Tar, can_run_registry, described, first, image, noise, push, second};
 use serde_json::json;
 
 /// `secret`, as htpasswd has it (bcrypt).
 const HTPASSWD: &str = "user:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
-
-/// A tar of members, with what tars seldom hold.
-struct Tar(tar::Builder<Vec<u8>>);
-
-impl Tar {
-    fn new() -> Tar {
-        Tar(tar::Builder::new(Vec::new()))
-    }
-
-    fn add(mut self, kind: tar::EntryType, path: &str, data: &[u8], change: impl FnOnce(&mut tar::Header)) -> Tar {
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(kind);
-        header.set_size(data.len() as u64);
-        header.set_mode(if kind == tar::EntryType::Directory { 0o755 } else { 0o644 });
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(1_600_000_000);
-        change(&mut header);
-        self.0.append_data(&mut header, path, data).unwrap();
-        self
-    }
-
-    fn dir(self, path: &str) -> Tar {
-        self.add(tar::EntryType::Directory, path, b"", |_| ())
-    }
-
-    fn file(self, path: &str, data: &[u8]) -> Tar {
-        self.add(tar::EntryType::Regular, path, data, |_| ())
-    }
-
-    fn link(mut self, kind: tar::EntryType, path: &str, target: &str) -> Tar {
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(kind);
-        header.set_size(0);
-        header.set_mode(0o777);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(1_600_000_000);
-        self.0.append_link(&mut header, path, target).unwrap();
-        self
-    }
-
-    fn pax(mut self, records: &[(&str, &[u8])]) -> Tar {
-        self.0.append_pax_extensions(records.iter().copied()).unwrap();
-        self
-    }
-
-    fn end(self) -> Vec<u8> {
-        self.0.into_inner().unwrap()
-    }
-}
-
-/// busybox, and files of every kind.
-fn first() -> Vec<u8> {
-    let root = Rootfs::new();
-    let mut tar = Tar::new();
-    tar.0.follow_symlinks(false);
-    tar.0.append_dir_all(".", root.path()).unwrap();
-    // CAP_NET_RAW, effective: version 2 of vfs_cap_data.
-    let capability = [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    tar.file("etc/hello", b"from the first layer\n")
-        .dir("data")
-        .dir("data/gone")
-        .file("data/gone/a", b"a")
-        .dir("data/opaque")
-        .file("data/opaque/old", b"old")
-        .file("data/kept", &vec![7; 100_000])
-        .link(tar::EntryType::Link, "data/same", "data/kept")
-        .link(tar::EntryType::Symlink, "data/link", "../etc/hello")
-        .add(tar::EntryType::Regular, "data/setuid", b"s", |h| {
-            h.set_mode(0o4755);
-            h.set_uid(1000);
-            h.set_gid(50);
-        })
-        .pax(&[("SCHILY.xattr.user.colour", b"blue\0grey"), ("mtime", b"1600000001.123456789")])
-        .file("data/attributes", b"x")
-        .pax(&[("SCHILY.xattr.security.capability", &capability)])
-        .add(tar::EntryType::Regular, "data/capable", b"c", |h| h.set_mode(0o755))
-        .add(tar::EntryType::Char, "data/null", b"", |h| {
-            h.set_device_major(1).unwrap();
-            h.set_device_minor(3).unwrap();
-        })
-        .add(tar::EntryType::Fifo, "data/fifo", b"", |_| ())
-        .add(tar::EntryType::Directory, "data/sticky", b"", |h| h.set_mode(0o1777))
-        .file(&format!("data/{}/{}", "long".repeat(30), "name".repeat(40)), b"long")
-        .end()
-}
-
-fn second() -> Vec<u8> {
-    Tar::new()
-        .file("data/.wh.gone", b"")
-        .dir("data/opaque")
-        .file("data/opaque/.wh..wh..opq", b"")
-        .file("data/opaque/new", b"new")
-        .file("data/sticky/inside", b"1")
-        .end()
-}
-
-fn third() -> Vec<u8> {
-    Tar::new()
-        .file("etc/hello", b"from the third layer\n")
-        .dir("data/gone")
-        .file("data/gone/b", b"b")
-        .file("data/.wh.same", b"")
-        .file("data/link", b"no link any more")
-        .end()
-}
-
-fn image() -> [Pushed; 3] {
-    [Pushed::gzip(first()), Pushed::plain(second()), Pushed::zstd(third())]
-}
-
-/// Bytes that do not compress, the same for the same seed.
-fn noise(length: usize, mut seed: u64) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        bytes.extend(seed.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
-}
 
 fn refused(what: &str, args: &[&str], parts: &[&str]) {
     let out = run([&["pull"], args].concat());
@@ -147,6 +25,10 @@ fn refused(what: &str, args: &[&str], parts: &[&str]) {
     for part in parts {
         assert!(out.stderr.contains(part), "{what}: {part:?} in {}", out.stderr);
     }
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", BASE64_STANDARD.encode(der))
 }
 
 fn text(path: &Path) -> &str {
@@ -317,7 +199,7 @@ fn pull_secrets_and_tokens_are_met() {
     let image = front.image("test/token");
     let out = pull(&image, &secret("token", &front.address, "dXNlcjpzZWNyZXQ="));
     assert_eq!(out.status, 0, "{}", out.stderr);
-    assert_eq!(front.requests().iter().filter(|r| r.contains("/token")).count(), 1, "{:?}", front.requests());
+    assert_eq!(front.requests().iter().filter(|r| r.starts_with("GET /token?")).count(), 1, "{:?}", front.requests());
     fs::remove_dir_all(&root).unwrap();
     refused(
         "a wrong password for a token",
@@ -333,7 +215,8 @@ fn whatever_goes_wrong_is_told_and_leaves_nothing() {
         return;
     }
     let (registry, dir) = (Registry::start(), tempfile::tempdir().unwrap());
-    registry.push("test/image", &[Pushed::gzip(second())]);
+    let layer = Pushed::gzip(second());
+    registry.push("test/image", std::slice::from_ref(&layer));
     let (root, layout) = (dir.path().join("root"), dir.path().join("layout"));
     let blobs = |head: &str| head.contains("/blobs/");
     let both = |what: &str, image: &str, parts: &[&str]| {
@@ -349,10 +232,18 @@ fn whatever_goes_wrong_is_told_and_leaves_nothing() {
 
     let busy = Front::start(&registry, |_| Action::Answer("429 Too Many Requests\r\nRetry-After: 3600\r\nContent-Length: 0\r\n".into()));
     both("a registry that is busy", &busy.image("test/image"), &["too many requests", "3600 s"]);
-    let cut = Front::start(&registry, move |head| if blobs(head) { Action::Cut(600) } else { Action::Forward });
-    refused("a layer that is cut again and again", &[&cut.image("test/image"), "--unpack", text(&root)], &["breaks off"]);
+    let (hex, length) = (registry::digest(&layer.blob).trim_start_matches("sha256:").to_owned(), layer.blob.len());
+    let (cut_hex, changed_hex) = (hex.clone(), hex);
+    let cut = Front::start(&registry, move |head| match head.contains(&cut_hex) {
+        true => Action::Answer(format!("200 OK\r\nContent-Length: {length}\r\n")),
+        false => Action::Forward,
+    });
+    refused("a layer that is cut again and again", &[&cut.image("test/image"), "--unpack", text(&root)], &["breaks off at byte 0"]);
+    assert!(!root.exists());
     let changed = Front::start(&registry, move |head| if blobs(head) { Action::Change } else { Action::Forward });
-    both("a changed blob", &changed.image("test/image"), &["sha256:", "fetch it again"]);
+    both("changed blobs", &changed.image("test/image"), &["sha256:", "fetch it again"]);
+    let changed = Front::start(&registry, move |head| if head.contains(&changed_hex) { Action::Change } else { Action::Forward });
+    both("a changed layer", &changed.image("test/image"), &["layer sha256:", "fetch it again"]);
     let page = "HTTP/1.1 200 OK";
     let other = Front::start(&registry, move |_| {
         Action::Answer(format!("200 OK\r\nContent-Type: text/html\r\nContent-Length: {}\r\n\r\n{page}", page.len()))
@@ -428,8 +319,6 @@ fn mirrors_certificates_and_proxies_are_used() {
     let out = pull(&["registry.test:5000/test/image", "--plain-http"], Some(&format!("http://{}", proxy.address)));
     assert_eq!(out.status, 0, "{}", out.stderr);
     assert!(!proxy.requests().is_empty());
-    let out = pull(&["elsewhere.test:5000/test/image", "--plain-http"], Some(&format!("http://{}", proxy.address)));
-    assert!(out.status == 125 && out.stderr.contains("elsewhere.test"), "{}", out.stderr);
 
     // TLS, by a certificate that nobody else vouches for.
     let ca_key = rcgen::KeyPair::generate().unwrap();
@@ -440,9 +329,9 @@ fn mirrors_certificates_and_proxies_are_used() {
     let key = rcgen::KeyPair::generate().unwrap();
     let leaf = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
     let (ca_file, certificate, private) = (dir.path().join("ca.pem"), dir.path().join("leaf.pem"), dir.path().join("key.pem"));
-    fs::write(&ca_file, ca.pem()).unwrap();
-    fs::write(&certificate, leaf.pem()).unwrap();
-    fs::write(&private, key.serialize_pem()).unwrap();
+    fs::write(&ca_file, pem("CERTIFICATE", ca.der())).unwrap();
+    fs::write(&certificate, pem("CERTIFICATE", leaf.der())).unwrap();
+    fs::write(&private, pem("PRIVATE KEY", &key.serialize_der())).unwrap();
     let port = registry::free_port();
     let tls = json!({"tls": {"certificate": certificate, "key": private}});
     let mut secure = Registry::with(&format!("127.0.0.1:{port}"), tls, json!({}), None);
@@ -458,15 +347,21 @@ fn mirrors_certificates_and_proxies_are_used() {
     secure.kill();
 }
 
-/// Most memory that a pull had, KiB.
-fn peak_of(args: &[&str]) -> (i32, i64) {
-    let child = command([&["pull"], args].concat()).spawn().unwrap();
-    let (mut status, mut usage) = (0, std::mem::MaybeUninit::<libc::rusage>::zeroed());
-    // SAFETY: a child of ours that nobody else waits for; both pointers outlive the call.
-    let waited = unsafe { libc::wait4(child.id() as i32, &mut status, 0, usage.as_mut_ptr()) };
-    assert_eq!(waited, child.id() as i32);
-    // SAFETY: the kernel filled it in.
-    (libc::WEXITSTATUS(status), unsafe { usage.assume_init() }.ru_maxrss)
+/// How a pull ended, and the most memory that it was seen to have, KiB.
+fn peak_of(args: &[&str]) -> (i32, u64) {
+    let mut child = command([&["pull"], args].concat()).spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    // Its own, not its parent's before the exec: that is what getrusage would tell.
+    let ended = until("the pull", || {
+        let text = fs::read_to_string(&status).unwrap_or_default();
+        let seen = text.lines().find_map(|l| l.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+        if text.starts_with("Name:\tosc\n") {
+            peak = seen.unwrap_or(0).max(peak);
+        }
+        child.try_wait().unwrap()
+    });
+    (ended.code().unwrap(), peak)
 }
 
 #[test]
@@ -474,7 +369,7 @@ fn a_pull_needs_little_memory_whatever_its_size() {
     if !can_run_registry("a_pull_needs_little_memory") {
         return;
     }
-    const MOST_KIB: i64 = 32 << 10;
+    const MOST_KIB: u64 = 32 << 10;
     let (registry, dir) = (Registry::start(), tempfile::tempdir().unwrap());
     let half = noise(96 << 20, 3);
     registry.push("test/large", &[Pushed::gzip(Tar::new().file("noise", &half).file("zeros", &vec![0; 64 << 20]).end())]);
@@ -482,6 +377,65 @@ fn a_pull_needs_little_memory_whatever_its_size() {
         let at = dir.path().join(place.trim_start_matches('-'));
         let (status, peak) = peak_of(&[&registry.image("test/large"), place, text(&at)]);
         println!("{place}: {peak} KiB at most");
-        assert!(status == 0 && peak <= MOST_KIB, "{place}: status {status}, {peak} KiB");
+        assert!(status == 0 && (1..=MOST_KIB).contains(&peak), "{place}: status {status}, {peak} KiB");
     }
+}
+
+/// The shortest of three times that `act` takes, seconds; `reset` comes before each.
+fn shortest(reset: impl Fn(), act: impl Fn()) -> f64 {
+    let times = (0..3).map(|_| {
+        reset();
+        let start = std::time::Instant::now();
+        act();
+        start.elapsed().as_secs_f64()
+    });
+    times.fold(f64::INFINITY, f64::min)
+}
+
+#[test]
+fn many_files_come_as_fast_as_tar_unpacks_them() {
+    if !can_run_registry("many_files") || !can_run_containerd("many_files") {
+        return;
+    }
+    const LEAST: f64 = 0.8;
+    let all = std::env::var_os("OSC_TEST_ALL").is_some();
+    let (registry, containerd, dir) = (Registry::start(), Containerd::start(), tempfile::tempdir().unwrap());
+    let data = noise(8 << 10, 4);
+    let mut tar = Tar::new();
+    for n in 0..if all { 50_000 } else { 2_000 } {
+        if n % 500 == 0 {
+            tar = tar.dir(&format!("many/{}", n / 500));
+        }
+        let text = [&data[..n * 37 % 4096], vec![n as u8; n * 91 % 4096].as_slice()].concat();
+        tar = tar.file(&format!("many/{}/{n}", n / 500), &text);
+    }
+    let layers = [Pushed::gzip(first()), Pushed::gzip(tar.end()), Pushed::gzip(second())];
+    registry.push("test/many", &layers);
+    let (ours, plain) = (dir.path().join("ours"), dir.path().join("plain"));
+    let image = registry.image("test/many:latest");
+    let files: Vec<_> = (0..layers.len()).map(|n| dir.path().join(format!("{n}.tar.gz"))).collect();
+    files.iter().zip(&layers).for_each(|(f, l)| fs::write(f, &l.blob).unwrap());
+    let tar = shortest(
+        || {
+            let _ = fs::remove_dir_all(&plain);
+            fs::create_dir(&plain).unwrap();
+        },
+        || {
+            for file in &files {
+                let status = std::process::Command::new("tar").args(["--xattrs", "-xzf", text(file), "-C", text(&plain)]).status();
+                assert!(status.unwrap().success());
+            }
+        },
+    );
+    let pull = shortest(|| drop(fs::remove_dir_all(&ours)), || assert_eq!(run(["pull", &image, "--unpack", text(&ours)]).status, 0));
+    println!("tar {tar:.2} s, pull {pull:.2} s: {:.0} % of its throughput", tar / pull * 100.0);
+    assert!(!all || tar / pull >= LEAST, "tar {tar:.2} s, pull {pull:.2} s");
+    let theirs = dir.path().join("theirs");
+    fs::create_dir(&theirs).unwrap();
+    assert_eq!(containerd.ctr(["images", "pull", "--plain-http", &image]).status, 0);
+    assert_eq!(containerd.ctr(["images", "mount", &image, text(&theirs)]).status, 0);
+    let (expected, found) = (described(&theirs), described(&ours));
+    containerd.ctr(["images", "unmount", text(&theirs)]);
+    let differ: Vec<_> = expected.iter().zip(&found).filter(|(e, f)| e != f).take(5).collect();
+    assert!(differ.is_empty() && expected.len() == found.len(), "{} and {} entries: {differ:#?}", expected.len(), found.len());
 }

@@ -11,9 +11,9 @@ use std::ffi::CString;
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::boot::KATA_RUN;
 use super::storage::{Host, Options};
 use crate::process::{Ended, Spawn, this_program};
 use crate::rpc::wire::agent::Storage;
@@ -21,7 +21,10 @@ use crate::rpc::wire::apf::POD_NETNS;
 use crate::rpc::wire::guest_pull::{CA, HOSTS, IMAGE_PULL, ImagePull, TYPES};
 
 /// A guest with a disk of its own for images has it mounted here, as Kata's have.
-pub const DISK: &str = "/run/kata-containers/image";
+const DISK: &str = "/run/kata-containers/image";
+
+/// Before the name of a root's directory there.
+const PULLED: &str = "pulled-";
 
 /// Of the guest's memory, where there is no such disk: an image that does not fit is told so, and nothing is killed for it.
 const OF_MEMORY: &str = "size=75%";
@@ -48,20 +51,29 @@ pub fn mount(host: &Host, storage: &Storage, at: &Path) -> io::Result<Option<Pat
     Ok(disk)
 }
 
-/// A new directory on the disk for images, where there is one.
+/// A new directory on a disk, where this guest has one: for images, or for all that is of containers.
 fn place(at: &Path) -> io::Result<Option<PathBuf>> {
-    let (disk, above) = (Path::new(DISK), Path::new(DISK).parent().unwrap_or(Path::new("/")));
-    if !fs::metadata(disk).is_ok_and(|d| fs::metadata(above).is_ok_and(|a| a.dev() != d.dev())) {
-        return Ok(None);
-    }
+    let base = [DISK, KATA_RUN].map(Path::new).into_iter().find(|dir| is_on_disk(dir));
+    let Some(base) = base else { return Ok(None) };
     let name: Vec<_> = at.components().skip(1).map(|c| c.as_os_str().to_string_lossy()).collect();
-    let dir = disk.join(name.join("-"));
+    let dir = base.join(format!("{PULLED}{}", name.join("-")));
     // What an earlier attempt left.
     match fs::remove_dir_all(&dir) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => fs::create_dir(&dir)?,
     }
     Ok(Some(dir))
+}
+
+fn is_on_disk(dir: &Path) -> bool {
+    /// TMPFS_MAGIC, RAMFS_MAGIC of linux/magic.h: what an initrd's root is made of.
+    const MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
+    rustix::fs::statfs(dir).is_ok_and(|s| !MEMORY.contains(&(s.f_type as u64 & 0xffff_ffff)))
+}
+
+/// Whether a storage's directory is no mount but one of ours.
+pub fn is_pulled(path: &Path) -> bool {
+    path.starts_with(KATA_RUN) && path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(PULLED))
 }
 
 fn option<'a>(storage: &'a Storage, name: &str) -> Option<&'a str> {
@@ -172,6 +184,15 @@ mod tests {
         assert_eq!(option(&storage, HOSTS), None);
         let pull: ImagePull = serde_json::from_str(option(&storage, IMAGE_PULL).unwrap()).unwrap();
         assert_eq!(pull.metadata["a"], "b");
+    }
+
+    #[test]
+    fn only_directories_of_ours_are_removed_whole() {
+        assert!(is_pulled(Path::new("/run/kata-containers/image/pulled-run-c1")));
+        for other in ["/run/kata-containers/image", "/run/kata-containers/c1/rootfs", "/pulled-x", "/run/kata-containers/pulled-x/a"] {
+            assert!(!is_pulled(Path::new(other)), "{other}");
+        }
+        assert!(!is_on_disk(Path::new("/no/such/directory")));
     }
 
     #[test]

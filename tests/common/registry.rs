@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::common::until;
+use crate::common::{Rootfs, until};
 
 /// True where the registry is installed; says aloud why not.
 pub fn can_run_registry(test: &str) -> bool {
@@ -139,6 +139,130 @@ impl Pushed {
     }
 }
 
+/// A tar of members, with what tars seldom hold.
+pub struct Tar(tar::Builder<Vec<u8>>);
+
+impl Tar {
+    pub fn new() -> Tar {
+        Tar(tar::Builder::new(Vec::new()))
+    }
+
+    pub fn add(mut self, kind: tar::EntryType, path: &str, data: &[u8], change: impl FnOnce(&mut tar::Header)) -> Tar {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(data.len() as u64);
+        header.set_mode(if kind == tar::EntryType::Directory { 0o755 } else { 0o644 });
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_600_000_000);
+        change(&mut header);
+        self.0.append_data(&mut header, path, data).unwrap();
+        self
+    }
+
+    pub fn dir(self, path: &str) -> Tar {
+        self.add(tar::EntryType::Directory, path, b"", |_| ())
+    }
+
+    pub fn file(self, path: &str, data: &[u8]) -> Tar {
+        self.add(tar::EntryType::Regular, path, data, |_| ())
+    }
+
+    pub fn link(mut self, kind: tar::EntryType, path: &str, target: &str) -> Tar {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(0);
+        header.set_mode(if kind == tar::EntryType::Link { 0o644 } else { 0o777 });
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_600_000_000);
+        self.0.append_link(&mut header, path, target).unwrap();
+        self
+    }
+
+    pub fn pax(mut self, records: &[(&str, &[u8])]) -> Tar {
+        self.0.append_pax_extensions(records.iter().copied()).unwrap();
+        self
+    }
+
+    pub fn end(self) -> Vec<u8> {
+        self.0.into_inner().unwrap()
+    }
+}
+
+/// busybox, and files of every kind.
+pub fn first() -> Vec<u8> {
+    let root = Rootfs::new();
+    let mut tar = Tar::new();
+    tar.0.follow_symlinks(false);
+    tar.0.append_dir_all(".", root.path()).unwrap();
+    // CAP_NET_RAW, effective: version 2 of vfs_cap_data.
+    let capability = [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    tar.file("etc/hello", b"from the first layer\n")
+        .dir("data")
+        .dir("data/gone")
+        .file("data/gone/a", b"a")
+        .dir("data/opaque")
+        .file("data/opaque/old", b"old")
+        .file("data/kept", &vec![7; 100_000])
+        .link(tar::EntryType::Link, "data/same", "data/kept")
+        .link(tar::EntryType::Symlink, "data/link", "../etc/hello")
+        .add(tar::EntryType::Regular, "data/setuid", b"s", |h| {
+            h.set_mode(0o4755);
+            h.set_uid(1000);
+            h.set_gid(50);
+        })
+        .pax(&[("SCHILY.xattr.user.colour", b"blue\0grey"), ("mtime", b"1600000001.123456789")])
+        .file("data/attributes", b"x")
+        .pax(&[("SCHILY.xattr.security.capability", &capability)])
+        .add(tar::EntryType::Regular, "data/capable", b"c", |h| h.set_mode(0o755))
+        .add(tar::EntryType::Char, "data/null", b"", |h| {
+            h.set_device_major(1).unwrap();
+            h.set_device_minor(3).unwrap();
+        })
+        .add(tar::EntryType::Fifo, "data/fifo", b"", |_| ())
+        .add(tar::EntryType::Directory, "data/sticky", b"", |h| h.set_mode(0o1777))
+        .file(&format!("data/{}/{}", "long".repeat(30), "name".repeat(40)), b"long")
+        .end()
+}
+
+pub fn second() -> Vec<u8> {
+    Tar::new()
+        .file("data/.wh.gone", b"")
+        .dir("data/opaque")
+        .file("data/opaque/.wh..wh..opq", b"")
+        .file("data/opaque/new", b"new")
+        .file("data/sticky/inside", b"1")
+        .end()
+}
+
+pub fn third() -> Vec<u8> {
+    Tar::new()
+        .file("etc/hello", b"from the third layer\n")
+        .dir("data/gone")
+        .file("data/gone/b", b"b")
+        .file("data/.wh.same", b"")
+        .file("data/link", b"no link any more")
+        .end()
+}
+
+pub fn image() -> [Pushed; 3] {
+    [Pushed::gzip(first()), Pushed::plain(second()), Pushed::zstd(third())]
+}
+
+/// Bytes that do not compress, the same for the same seed.
+pub fn noise(length: usize, mut seed: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(length + 8);
+    while bytes.len() < length {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        bytes.extend(seed.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
 /// Pushes an image as any client does; answers its manifest's digest. It is behind an index, beside another platform's.
 pub fn push(base: &str, authorization: Option<&str>, name: &str, layers: &[Pushed]) -> String {
     let blob = |bytes: &[u8]| put_blob(base, authorization, name, bytes);
@@ -201,8 +325,6 @@ pub enum Action {
     Forward,
     /// An answer of our own: status line and headers, each with its line end.
     Answer(String),
-    /// The registry's answer, up to as many bytes.
-    Cut(u64),
     /// The registry's answer; from that byte on it waits until the registry dies.
     Stall(u64),
     /// The registry's answer, with its last byte changed.
@@ -279,8 +401,7 @@ fn serve(mut client: TcpStream, state: &State) -> std::io::Result<()> {
     let mut held: Option<u8> = None;
     loop {
         let most = match action {
-            Action::Cut(limit) if sent >= limit => return Ok(()),
-            Action::Cut(limit) | Action::Stall(limit) if sent < limit => buffer.len().min((limit - sent) as usize),
+            Action::Stall(limit) if sent < limit => buffer.len().min((limit - sent) as usize),
             Action::Stall(_) => {
                 // Only its end lets us go on.
                 let mut byte = [0];
@@ -317,6 +438,9 @@ fn reset(_: &TcpStream, state: &State) -> bool {
     TcpStream::connect(&state.registry).is_err()
 }
 
+/// Later than any time in a layer of these tests.
+const THEN: i64 = 1_700_000_000;
+
 /// Everything that a file system says of a tree, a line for each entry.
 pub fn described(root: &Path) -> Vec<String> {
     let mut lines = Vec::new();
@@ -341,7 +465,9 @@ fn walk(root: &Path, below: &Path, links: &mut std::collections::HashMap<u64, Pa
         } else {
             format!("device {:x}", m.rdev())
         };
-        let (mtime, xattrs) = (format!("{}.{:09}", m.mtime(), m.mtime_nsec()), xattrs(&at));
+        // A directory that a layer changes without naming it has the time of the unpacking.
+        let mtime = if m.mtime() > THEN { "now".to_owned() } else { format!("{}.{:09}", m.mtime(), m.mtime_nsec()) };
+        let xattrs = xattrs(&at);
         lines.push(format!("{} {:o} {}:{} {mtime} {xattrs:?} {what}", path.display(), m.mode(), m.uid(), m.gid()));
         if m.is_dir() {
             walk(root, &path, links, lines);

@@ -193,7 +193,7 @@ fn mount_point(storage: &Storage) -> Result<PathBuf, Status> {
 
 /// A disk is unmounted for good, so that it is clean; what is still in use goes when its last user does.
 pub fn unmount(path: &Path) {
-    if path != Path::new(super::pull::DISK) && path.starts_with(super::pull::DISK) {
+    if super::pull::is_pulled(path) {
         // No mount, but what a pulled root was made of.
         if let Err(e) = std::fs::remove_dir_all(path) {
             log::warn!("image {}: {e}", path.display());

@@ -45,6 +45,24 @@ impl Drop for Hosts {
     }
 }
 
+/// An address of this host that a pod VM reaches (TEST-NET-1).
+const HERE: &str = "192.0.2.77";
+
+struct Here;
+
+impl Here {
+    fn new() -> Here {
+        netns::sh(&format!("ip addr add {HERE}/32 dev lo"));
+        Here
+    }
+}
+
+impl Drop for Here {
+    fn drop(&mut self) {
+        let _ = netns::try_sh(&format!("ip addr del {HERE}/32 dev lo"));
+    }
+}
+
 /// busybox, and something to tell it by.
 fn layers() -> [Pushed; 2] {
     let root = Rootfs::new();
@@ -155,8 +173,11 @@ fn a_pod_vm_pulls_where_the_configuration_says_so() {
     }
     let mut adaptor = Adaptor::start(&[]);
     let net = Pod::new();
-    let address = format!("{PEER_V4}:5000");
-    let registry = in_peer(&net, &address);
+    // The VM's own network leads to this host.
+    let here = Here::new();
+    let address = format!("{HERE}:{}", registry::free_port());
+    let registry = Registry::with(&address, json!({}), json!({}), None);
+    registry.push("test/app", &layers());
     let _hosts = Hosts::plain_http(&address);
     let (sandbox, root, player) = (name("peerpull"), Rootfs::new(), Player::new());
     let config = player.path("configuration.toml");
@@ -184,6 +205,7 @@ fn a_pod_vm_pulls_where_the_configuration_says_so() {
     assert_clean(&sandbox);
     assert!(adaptor.is_empty(), "{}", adaptor.log());
     adaptor.kill();
+    drop(here);
 }
 
 /// A registry on the other end of the pod's network, with the image.
@@ -191,7 +213,9 @@ fn in_peer(net: &Pod, address: &str) -> Registry {
     let registry = Registry::with(address, json!({}), json!({}), Some(&net.peer.name));
     let namespace = osc::net::Namespace::open(&net.peer.path()).unwrap();
     let base = format!("http://{address}");
-    namespace.inside(move || push(&base, None, "test/app", &layers())).unwrap();
+    // Compressed here: a thread in a namespace has a small stack.
+    let layers = layers();
+    namespace.inside(move || push(&base, None, "test/app", &layers)).unwrap();
     registry
 }
 

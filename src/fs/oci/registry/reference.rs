@@ -97,7 +97,10 @@ fn is_host(text: &str) -> bool {
         Some((host, port)) if !port.contains(']') => (host, Some(port)),
         _ => (text, None),
     };
-    let name = |h: &str| !h.is_empty() && h.bytes().all(|b| b.is_ascii_alphanumeric() || b".-".contains(&b));
+    let end = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+    let label =
+        |l: &str| end(l.as_bytes().first()) && end(l.as_bytes().last()) && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    let name = |h: &str| h.split('.').all(label);
     let address = |h: &str| h.strip_prefix('[').and_then(|h| h.strip_suffix(']')).is_some_and(|h| h.parse::<std::net::Ipv6Addr>().is_ok());
     (name(host) || address(host)) && port.is_none_or(|p| p.parse::<u16>().is_ok_and(|p| p > 0))
 }
@@ -147,7 +150,7 @@ mod tests {
     #[test]
     fn what_is_no_name_is_told() {
         let long = "a".repeat(256);
-        for bad in ["", "/", "a/", "/a", "A/b", "a//b", "a..b", "a___b", "-a", "a-", "x:", "x:-", "x@sha256:12", "x@md5:aa", "b c", &long] {
+        for bad in ["", "/", "a/", "/a", "a/B", "a//b", "a..b", "a___b", "-a", "a-", "x:", "x:-", "x@sha256:12", "x@md5:aa", "b c", &long] {
             assert!(matches!(Reference::parse(bad), Err(PullError::Name { .. })), "{bad}");
         }
         for bad in ["localhost:0/x", "localhost:99999/x", "a_b.c/x", "[::1/x", "../x", "x/../y", "x?y"] {

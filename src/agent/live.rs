@@ -24,7 +24,7 @@ const BASE: &str = "sandbox/live";
 const CURRENT: &str = "..data";
 
 /// Makes `<dir>/tree` what the tar says.
-pub fn sync(dir: &Path, tar: impl Read) -> io::Result<()> {
+pub fn sync(dir: &Path, tar: impl Read + Send) -> io::Result<()> {
     let base = Path::new(KATA_RUN).join(BASE);
     if dir.parent() != Some(&base) {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{}: not in {}", dir.display(), base.display())));
@@ -45,7 +45,7 @@ fn mounted(base: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn update(dir: &Path, tar: impl Read) -> io::Result<()> {
+fn update(dir: &Path, tar: impl Read + Send) -> io::Result<()> {
     let (tree, stage) = (dir.join("tree"), dir.join("stage"));
     if stage.exists() {
         fs::remove_dir_all(&stage)?;

@@ -252,7 +252,7 @@ fn a_pod_on_libvirt_lives_survives_its_adaptor_and_leaves_nothing() {
     let (player, root, net) = (Player::new(), Rootfs::new(), netns::Pod::new());
     let spec = spec(root.path(), &["sleep", "3600"], Some(&net.pod.path()), json!({}));
     let size = [("io.katacontainers.config.hypervisor.default_vcpus", "2"), ("io.katacontainers.config.hypervisor.default_memory", "640")];
-    let pod = PeerPod::start(&adaptor, &player, spec, &size);
+    let pod = PeerPod::start(&adaptor.socket(), &player, spec, &size);
     let domain = libvirt.virsh("list --name").trim().to_owned();
     assert!(domain.ends_with(&pod.id), "{domain}");
     let info = libvirt.virsh(&format!("dominfo {domain}"));

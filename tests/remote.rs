@@ -170,7 +170,7 @@ fn a_pod_survives_a_link_that_is_cut_for_a_minute() {
     let mut adaptor = Adaptor::start(&[]);
     let (player, root, net) = (Player::new(), Rootfs::new(), netns::Pod::new());
     let script = "n=0; while true; do n=$((n+1)); echo $n > /n; sleep 1; done";
-    let pod = PeerPod::start(&adaptor, &player, spec(root.path(), &["sh", "-c", script], Some(&net.pod.path()), json!({})), &[]);
+    let pod = PeerPod::start(&adaptor.socket(), &player, spec(root.path(), &["sh", "-c", script], Some(&net.pod.path()), json!({})), &[]);
     let link = fs::read(adaptor.dir.path().join(format!("pods/{}/vm/link", pod.id))).unwrap();
     let link: serde_json::Value = serde_json::from_slice(&link).unwrap();
     let tap = link["tap"].as_str().unwrap();

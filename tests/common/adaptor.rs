@@ -147,14 +147,14 @@ pub struct PeerPod {
 
 impl PeerPod {
     /// `spec` is the container's; `annotations` are added to its own.
-    pub fn start(adaptor: &Adaptor, player: &Player, mut spec: Value, annotations: &[(&str, &str)]) -> PeerPod {
+    pub fn start(socket: &std::path::Path, player: &Player, mut spec: Value, annotations: &[(&str, &str)]) -> PeerPod {
         let id = common::name("peerpod");
         let config = player.path("configuration.toml");
         fs::write(
             &config,
             format!(
                 "[hypervisor.remote]\nremote_hypervisor_socket = \"{}\"\nenable_annotations = [\"default_vcpus\", \"default_memory\"]\n",
-                adaptor.socket().display()
+                socket.display()
             ),
         )
         .unwrap();
@@ -178,7 +178,7 @@ impl PeerPod {
             options: Some(options),
             ..Default::default()
         };
-        let created: wire::CreateTaskResponse = task(&client, "Create", create).unwrap_or_else(|e| panic!("{e}\n{}", adaptor.log()));
+        let created: wire::CreateTaskResponse = task(&client, "Create", create).unwrap_or_else(|e| panic!("{e}"));
         let _: wire::StartResponse = task(&client, "Start", wire::StartRequest { id: id.clone(), exec_id: String::new() }).unwrap();
         PeerPod { id, client, address, pid: created.pid, log, dir: player.dir.path().into() }
     }

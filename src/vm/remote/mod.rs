@@ -27,6 +27,9 @@ const RESTART: Duration = Duration::from_secs(60);
 /// Between two looks at whether it is back, or the VM's socket still there.
 const LOOK: Duration = Duration::from_millis(250);
 
+/// Between two tries to reach an adaptor that is being restarted.
+const AGAIN: Duration = Duration::from_millis(50);
+
 /// What an adaptor may take for a VM's name and place; nothing is made yet.
 const CREATE: Duration = Duration::from_secs(60);
 
@@ -106,6 +109,19 @@ impl Remote {
     fn set_end(&self, exit: Exit) {
         self.end().get_or_insert(exit);
         self.ended.notify_all();
+    }
+
+    /// A connection to the agent's socket. An adaptor that is being restarted is waited for: its socket is there, with nobody behind it.
+    fn connect(&self) -> io::Result<UnixStream> {
+        let until = Instant::now() + RESTART;
+        loop {
+            match UnixStream::connect(&self.agent) {
+                Err(e) if e.kind() == io::ErrorKind::ConnectionRefused && self.end().is_none() && Instant::now() < until => {
+                    std::thread::sleep(AGAIN);
+                }
+                other => return other,
+            }
+        }
     }
 
     /// False once the VM has ended.
@@ -200,7 +216,7 @@ impl Vm for Remote {
     fn dial(&self, to: u32) -> Result<Stream> {
         let what = || format!("dial port {to} of the pod VM");
         if to != port::AGENT {
-            let stream = UnixStream::connect(&self.agent).and_then(|s| hybrid::dial(s, to));
+            let stream = self.connect().and_then(|s| hybrid::dial(s, to));
             return stream.at(Stage::Agent, what).map_err(|e| e.code(Code::Unavailable));
         }
         let (ours, theirs) = UnixStream::pair().at(Stage::Agent, what)?;

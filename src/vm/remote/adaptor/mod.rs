@@ -28,6 +28,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 
+use nix::sys::signal::{SigSet, Signal};
+
 use crate::error::{At, Failure, Result, Stage};
 use crate::rpc::{Code, Server};
 use settings::Settings;
@@ -60,14 +62,20 @@ fn serve(arguments: &[String]) -> Result<Infallible> {
     if std::env::var_os("DISABLECVM").is_none() {
         log::warn!("DISABLECVM is not set: taken as true, since confidential VMs are not done");
     }
+    let ended = hold_end();
     let listener = listen(&settings.socket)?;
     let journal = journal::Journal::open(&settings.pods_dir).at(Stage::Request, || format!("PODS_DIR={}", settings.pods_dir.display()))?;
     let provider = provider::open(&settings)?;
-    provider.verify_config()?;
     let metrics_at = settings.metrics.clone();
-    let pods = pods::Pods::new(settings, journal, provider)?;
+    let socket = settings.socket.clone();
+    let pods = pods::Pods::new(settings, journal, provider.clone())?;
+    // Pods that run need no provider: they come first.
+    pods.resume_all();
+    provider.verify_config()?;
     pods.adopt();
     pods.watch();
+    let last = pods.clone();
+    crate::thread::start("end", move || end(&ended, &socket, &last));
     if !metrics_at.is_empty() {
         metrics::serve(&metrics_at, pods.clone())?;
     }
@@ -92,6 +100,30 @@ fn serve(arguments: &[String]) -> Result<Infallible> {
             }
         }
     }
+}
+
+/// What ends an adaptor: its pods live on, and the next one takes them over.
+fn hold_end() -> SigSet {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGTERM);
+    set.add(Signal::SIGINT);
+    // Before there is a second thread: all of them inherit it.
+    if let Err(e) = set.thread_block() {
+        log::warn!("signals: {e}");
+    }
+    set
+}
+
+/// Waits for that. Where there are no pods, nothing of ours stays.
+fn end(ended: &SigSet, socket: &Path, pods: &pods::Pods) {
+    while let Err(e) = ended.wait() {
+        if e != nix::errno::Errno::EINTR {
+            return log::warn!("signals: {e}");
+        }
+    }
+    let _ = std::fs::remove_file(socket);
+    pods.leave();
+    std::process::exit(0);
 }
 
 /// The socket of the shims. One that another adaptor answers on is left alone; a dead one's is taken.

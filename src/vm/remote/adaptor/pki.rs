@@ -41,6 +41,11 @@ impl Authority {
         Authority::load(&dir).at(Stage::Agent, || format!("certificate authority in {}", dir.display()))
     }
 
+    /// Takes away what [`Authority::of`] made: no VM is left that it signed for.
+    pub fn forget(pods: &Path) {
+        let _ = fs::remove_dir_all(pods.join(DIR));
+    }
+
     fn load(dir: &Path) -> io::Result<Authority> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let (key, certificate) = (dir.join(KEY), dir.join(CERTIFICATE));

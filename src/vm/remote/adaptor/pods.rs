@@ -379,6 +379,16 @@ impl Pods {
         log::info!("{}: gone", entry.name);
     }
 
+    /// The last that is done here. What is there for pods goes where there are none.
+    pub fn leave(&self) {
+        let pods = self.pods();
+        if pods.is_empty() {
+            Authority::forget(&self.settings.pods_dir);
+        }
+        // Nobody adds one after that.
+        std::mem::forget(pods);
+    }
+
     /// Figures for Prometheus.
     pub fn metrics(&self) -> String {
         let mut states: BTreeMap<String, u64> = BTreeMap::new();

@@ -145,7 +145,7 @@ settings! {
     "CERT_FILE" "cert-file" "" "" |_s, v| nothing_of("", v, OWN_CERTIFICATES)?;
     "CERT_KEY" "cert-key" "" "" |_s, v| nothing_of("", v, OWN_CERTIFICATES)?;
     "CLOUD_CONFIG_VERIFY" "cloud-config-verify" "true" "the provider is always asked at the start" |_s, v| boolean(v).map(drop)?;
-    "PAUSE_IMAGE" "pause-image" "" "taken and not used, as in the field" |_s, _v| ();
+    "PAUSE_IMAGE" "pause-image" "" "" |_s, _v| ();
     "POD_SUBNET_CIDRS" "pod-subnet-cidrs" "" "" |_s, v| nothing_of("", v, "a pod VM has the routes of the pod's own namespace")?;
     "PEERPODS_LIMIT_PER_NODE" "peerpods-limit-per-node" "10" "pod VMs of this node; below 0: any number" |s, v| s.pods_limit = parsed(v)?;
     "DISABLECVM" "disable-cvm" "true" "confidential VMs are not done" |_s, v| if !boolean(v)? { return Err("confidential VMs are not done: leave it out, or true".into()) };
@@ -153,7 +153,7 @@ settings! {
     "EXTERNAL_NETWORK_VIA_PODVM" "ext-network-via-podvm" "false" "" |_s, v| if boolean(v)? { return Err("the pod's traffic always goes through its worker".into()) };
     "INITDATA" "initdata" "" "" |_s, v| nothing_of("", v, "confidential guests are not done")?;
     "OSC_METRICS" "metrics" "" "address:port for Prometheus; none without" |s, v| s.metrics = v.to_owned();
-    "NODE_NAME" "node-name" "" "this worker, in the names of its VMs; else its host name" |s, v| s.node_name = v.to_owned();
+    "NODE_NAME" "node-name" "" "" |s, v| s.node_name = v.to_owned();
     "LIBVIRT_URI" "uri" "qemu+ssh://root@192.168.122.1/system?no_verify=1" "libvirt" |s, v| s.libvirt.uri = v.to_owned();
     "LIBVIRT_POOL" "pool-name" "default" "storage pool" |s, v| s.libvirt.pool = v.to_owned();
     "LIBVIRT_NET" "network-name" "default" "network of the VMs" |s, v| s.libvirt.net = v.to_owned();

@@ -5,7 +5,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::journal::Phase;
+use super::journal::{Entry, Phase};
 use super::pod::Pod;
 use super::pods::Pods;
 use super::seed;
@@ -16,24 +16,34 @@ use crate::vm::remote::REASON;
 /// A VM that was asked for, and that nobody comes for: its shim is gone.
 const ORPHAN: u64 = 600;
 
+fn gone(entry: &Entry) -> bool {
+    !entry.netns.as_os_str().is_empty() && !entry.netns.exists()
+}
+
 impl Pods {
-    /// Takes over what an earlier adaptor left: pods that run go on, what was being deleted is, what nobody owns goes.
-    pub fn adopt(self: &Arc<Self>) {
+    /// Takes over what an earlier adaptor left: pods that run go on.
+    pub fn resume_all(self: &Arc<Self>) {
         let (entries, errors) = self.journal.read();
         errors.iter().for_each(|e| log::error!("{e}"));
         for entry in entries {
-            let gone = !entry.netns.as_os_str().is_empty() && !entry.netns.exists();
             let pod = Pod::new(entry.clone(), self.caller.clone(), self.settings.forwarder_port);
             self.pods().insert(entry.sandbox.clone(), pod.clone());
-            match entry.phase {
-                _ if gone => self.condemn(&pod, "its network namespace is gone"),
-                Phase::Stopping => self.condemn(&pod, ""),
-                Phase::Running => {
-                    if let Err(e) = self.resume(&pod) {
-                        log::error!("{}: taken over, but {e}", entry.name);
-                    }
+            if entry.phase == Phase::Running && !gone(&entry) {
+                if let Err(e) = self.resume(&pod) {
+                    log::error!("{}: taken over, but {e}", entry.name);
                 }
-                Phase::Created | Phase::Requested | Phase::Lost => {}
+            }
+        }
+    }
+
+    /// What was being deleted is, and what nobody owns goes.
+    pub fn adopt(self: &Arc<Self>) {
+        let all: Vec<Arc<Pod>> = self.pods().values().cloned().collect();
+        for pod in all {
+            match pod.entry() {
+                entry if gone(&entry) => self.condemn(&pod, "its network namespace is gone"),
+                entry if entry.phase == Phase::Stopping => self.condemn(&pod, ""),
+                _ => {}
             }
         }
         self.delete_strays();

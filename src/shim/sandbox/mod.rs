@@ -260,10 +260,6 @@ impl Sandbox {
         Ok(())
     }
 
-    fn place(&self) -> volume::To<'_> {
-        volume::To { files: &self.files, record: &self.record, disks: &self.disks }
-    }
-
     /// Keeps a second create of the same id out while the first is under way.
     fn reserve(&self, id: &str) -> Result<Reserved<'_>> {
         if !self.creating.lock().unwrap_or_else(|p| p.into_inner()).insert(id.to_owned()) {

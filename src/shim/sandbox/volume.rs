@@ -73,6 +73,12 @@ pub struct To<'a> {
     pub disks: &'a Arc<Disks>,
 }
 
+impl super::Sandbox {
+    pub(super) fn place(&self) -> To<'_> {
+        To { files: &self.files, record: &self.record, disks: &self.disks }
+    }
+}
+
 /// Rewrites `spec` from the host's paths to the guest's and binds what it names into the share. On an error, what was
 /// bound is taken out again. A relative source is one of the bundle's.
 pub fn place(id: &str, bundle: &Path, rootfs: Rootfs, spec: &mut Spec, to: To) -> Result<Placed> {

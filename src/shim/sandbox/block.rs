@@ -339,6 +339,7 @@ fn size(file: &File) -> io::Result<u64> {
 /// What a configuration says of disks.
 fn drive(config: &Config) -> Drive {
     const BITS: u64 = 8;
+    let cache = Cache { direct: config.block_device_cache_direct, no_flush: config.block_device_cache_noflush };
     Drive {
         bus: match config.block_device_driver {
             BlockDriver::VirtioBlk => Bus::Blk,
@@ -349,9 +350,7 @@ fn drive(config: &Config) -> Drive {
             BlockAio::Native => Aio::Native,
             BlockAio::IoUring => Aio::IoUring,
         },
-        cache: config
-            .block_device_cache_set
-            .then_some(Cache { direct: config.block_device_cache_direct, no_flush: config.block_device_cache_noflush }),
+        cache: config.block_device_cache_set.then_some(cache),
         logical_sector: config.block_device_logical_sector_size,
         physical_sector: config.block_device_physical_sector_size,
         queue_size: config.queue_size,

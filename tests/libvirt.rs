@@ -165,10 +165,12 @@ impl Libvirtd {
         let pool = dir.path().join("pool");
         fs::create_dir(&pool).unwrap();
         fs::create_dir_all("/run/libvirt").unwrap();
+        let image = dir.path().join("image");
+        disk("qcow2", &image);
         if let Some(size) = size {
             osc::fs::mount::mount("tmpfs", &pool, "tmpfs", rustix::mount::MountFlags::empty(), size).unwrap();
         }
-        disk("qcow2", &pool.join("podvm-base.qcow2"));
+        fs::copy(image, pool.join("podvm-base.qcow2")).unwrap();
         let mut command = Command::new("unshare");
         command.args(["--mount", "--net", "--uts", "--ipc", "--propagation", "slave", "sh", "-c", SETUP, "sh"]).arg(dir.path());
         command.stdin(Stdio::null()).stdout(Stdio::null());
@@ -233,7 +235,7 @@ impl Drop for Libvirtd {
     fn drop(&mut self) {
         let inside = self.inside().join(" ");
         let end = "for d in $(virsh -q -c qemu:///system list --name); do virsh -q -c qemu:///system destroy $d; done; \
-                   virsh -q -c qemu:///system net-destroy osc; kill $(cat /run/libvirt/osc.pid)";
+                   virsh -q -c qemu:///system net-destroy osc; kill $(cat /run/libvirt/network/osc.pid) $(cat /run/libvirt/osc.pid)";
         let _ = netns::try_sh(&format!("timeout 30 {inside} sh -c '{end}'"));
         let _ = self.holder.kill();
         let _ = self.holder.wait();

@@ -68,7 +68,7 @@ fn main() {
 fn seconds(from: impl BufRead) -> Vec<f64> {
     let lines: Vec<String> = from.lines().map_while(Result::ok).map(|l| l.trim().to_owned()).take_while(|l| l != "end").collect();
     let value = |step: &&str| lines.iter().find_map(|l| l.strip_prefix(*step)?.trim().parse().ok());
-    let all: Option<Vec<f64>> = files::STEPS.iter().map(|s| value(s)).collect();
+    let all: Option<Vec<f64>> = files::STEPS.iter().map(value).collect();
     all.unwrap_or_else(|| panic!("{lines:?}"))
 }
 

@@ -173,7 +173,7 @@ fn throughput(from: &Netns, to: &Netns) -> f64 {
 /// Takes one connection; says how many seconds it took from its first byte.
 fn sink() {
     let listener = TcpListener::bind(("0.0.0.0", SINK)).unwrap();
-    print!("\n");
+    println!();
     std::io::stdout().flush().unwrap();
     let mut stream = listener.accept().unwrap().0;
     let mut block = vec![0; BLOCK];

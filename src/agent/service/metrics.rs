@@ -143,8 +143,10 @@ fn filesystems(text: &mut Text, mounts: &str) {
             Some((point, stat))
         })
         .collect();
-    type Figure = fn(&rustix::fs::StatVfs) -> u64;
-    let families: [(&str, &str, [(&str, Figure); 3]); 2] = [
+    /// What a line says of a file system, and from what.
+    type Figure = (&'static str, fn(&rustix::fs::StatVfs) -> u64);
+    type Family = (&'static str, &'static str, [Figure; 3]);
+    let families: [Family; 2] = [
         (
             "kata_guest_filesystem_bytes",
             "Guest filesystem size in bytes.",

@@ -199,7 +199,8 @@ fn what_has_no_effect_yet_is_marked() {
             (Section::Runtime, "experimental" | "experimental_force_guest_pull") => "force_guest_pull",
             (_, name) => name,
         };
-        let ours = field == "enable_annotations" || field.starts_with("valid_");
+        // What the configuration itself acts on: what it allows, and what must go together.
+        let ours = ["enable_annotations", "disable_new_netns"].contains(&field) || field.starts_with("valid_");
         match k.rule {
             Rule::Only(_) | Rule::Moot | Rule::Replaced(_) | Rule::Selects => continue,
             _ if ours || read(field) != k.later => continue,

@@ -146,13 +146,12 @@ pub(super) enum Part {
     Config,
 }
 
+/// Brings what a descriptor names.
+pub(super) type Get<'a, E> = &'a mut dyn FnMut(Part, &Descriptor) -> Result<Vec<u8>, E>;
+
 /// Goes from an index or a manifest to the configuration and the layers for this machine. `get` brings what a descriptor names,
 /// its digest checked; `image` is what messages call it.
-pub(super) fn follow<E: From<ImageError>>(
-    image: &str,
-    mut document: Document,
-    get: &mut dyn FnMut(Part, &Descriptor) -> Result<Vec<u8>, E>,
-) -> Result<(ImageConfig, Vec<Layer>), E> {
+pub(super) fn follow<E: From<ImageError>>(image: &str, mut document: Document, get: Get<'_, E>) -> Result<(ImageConfig, Vec<Layer>), E> {
     for _ in 0..MOST_INDEXES {
         let Some(manifests) = document.manifests.take() else { break };
         let chosen = choose(image, manifests)?;

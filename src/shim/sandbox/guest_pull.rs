@@ -119,12 +119,12 @@ mod tests {
         let mount = virtual_volume(
             r#"{"volume_type":"image_guest_pull","source":"quay.io/a/b:1","fs_type":"overlay","options":["x"],"image_pull":{"metadata":{"m":"1"}}}"#,
         );
-        let found = storage("c1", &[mount.clone()], &annotations(&[("k", "v")]), Wish::Never).unwrap().unwrap();
+        let found = storage("c1", std::slice::from_ref(&mount), &annotations(&[("k", "v")]), Wish::Never).unwrap().unwrap();
         assert_eq!((found.driver.as_str(), found.source.as_str()), ("image_guest_pull", "quay.io/a/b:1"));
         assert_eq!(found.driver_options[0], r#"image_guest_pull={"metadata":{"k":"v","m":"1"}}"#);
         assert_eq!(found.mount_point, "/run/kata-containers/c1/rootfs");
         let named = annotations(&[("io.kubernetes.cri-o.ImageName", "quay.io/c/d:2")]);
-        assert_eq!(storage("c1", &[mount.clone()], &named, Wish::Never).unwrap().unwrap().source, "quay.io/c/d:2");
+        assert_eq!(storage("c1", std::slice::from_ref(&mount), &named, Wish::Never).unwrap().unwrap().source, "quay.io/c/d:2");
         let sandbox = annotations(&[("io.kubernetes.cri.container-type", "sandbox")]);
         assert_eq!(storage("c1", &[mount], &sandbox, Wish::Never).unwrap().unwrap().source, "pause");
     }

@@ -301,7 +301,7 @@ fn memory_volume(source: &Path) -> Option<Storage> {
 fn huge_volume(source: &Path, limits: &[LinuxHugepageLimit]) -> Option<Storage> {
     use std::os::unix::fs::MetadataExt;
     const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
-    let stat = rustix::fs::statfs(source).ok().filter(|s| is_empty_dir(source) && s.f_type as i64 == HUGETLBFS_MAGIC)?;
+    let stat = rustix::fs::statfs(source).ok().filter(|s| is_empty_dir(source) && s.f_type == HUGETLBFS_MAGIC)?;
     let (page, owner) = (stat.f_bsize as u64, std::fs::metadata(source).ok()?);
     let name = source.file_name()?.to_string_lossy().into_owned();
     let size = limits.iter().find(|l| page_bytes(&l.page_size) == Some(page)).map(|l| format!("size={}", l.limit));

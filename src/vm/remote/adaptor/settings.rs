@@ -118,6 +118,9 @@ fn cpuset(text: &str) -> Result<String, String> {
     if plain { Ok(text.to_owned()) } else { Err("CPUs such as 0-3,^2".into()) }
 }
 
+/// A setting that means nothing here, whatever it says.
+fn moot() {}
+
 macro_rules! settings {
     ($($variable:literal $flag:literal $default:literal $help:literal |$s:ident, $v:ident| $set:expr;)*) => {
         /// Every setting.
@@ -145,7 +148,7 @@ settings! {
     "CERT_FILE" "cert-file" "" "" |_s, v| nothing_of("", v, OWN_CERTIFICATES)?;
     "CERT_KEY" "cert-key" "" "" |_s, v| nothing_of("", v, OWN_CERTIFICATES)?;
     "CLOUD_CONFIG_VERIFY" "cloud-config-verify" "true" "the provider is always asked at the start" |_s, v| boolean(v).map(drop)?;
-    "PAUSE_IMAGE" "pause-image" "" "" |_s, _v| ();
+    "PAUSE_IMAGE" "pause-image" "" "" |_s, _v| moot();
     "POD_SUBNET_CIDRS" "pod-subnet-cidrs" "" "" |_s, v| nothing_of("", v, "a pod VM has the routes of the pod's own namespace")?;
     "PEERPODS_LIMIT_PER_NODE" "peerpods-limit-per-node" "10" "pod VMs of this node; below 0: any number" |s, v| s.pods_limit = parsed(v)?;
     "DISABLECVM" "disable-cvm" "true" "confidential VMs are not done" |_s, v| if !boolean(v)? { return Err("confidential VMs are not done: leave it out, or true".into()) };

@@ -281,7 +281,7 @@ mod tests {
         let access = Access { hosts: Some(dir.path().into()), ..Access::default() };
         let bases = || endpoints(&image, &access).map(|e| e.into_iter().map(|e| (e.base, e.query)).collect::<Vec<_>>());
         let own = ("https://registry-1.docker.io/v2".to_owned(), String::new());
-        assert_eq!(bases().unwrap(), [own.clone()]);
+        assert_eq!(bases().unwrap(), std::slice::from_ref(&own));
         let hosts = dir.path().join("docker.io");
         std::fs::create_dir(&hosts).unwrap();
         let text = "[host.\"https://z.mirror\"]\n[host.\"http://a.mirror:5000/proxy/\"]\ncapabilities = [\"pull\", \"resolve\"]\n\

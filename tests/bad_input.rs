@@ -21,7 +21,8 @@ fn refused(what: &str, args: &[&str], status: i32, parts: &[&str]) {
 #[test]
 fn command_lines_that_make_no_sense() {
     refused("no command", &[], 125, &["no command", "--"]);
-    refused("an image's name", &["debian", "--", "true"], 125, &["debian", "--image FILE"]);
+    // Nobody listens there.
+    refused("an image of a registry", &["127.0.0.1:1/debian", "--", "true"], 125, &["127.0.0.1:1/debian", "check the network"]);
     refused("memory", &["--memory", "12X", "--", "true"], 2, &["12X"]);
     refused("too little memory", &["--memory", "1k", "--", "true"], 2, &["at least"]);
     refused("cpus", &["--cpus", "-1", "--", "true"], 2, &["-1"]);

@@ -30,7 +30,8 @@ one() {
     ip -n world addr add 10.88.0.1/24 dev $far
     ip link add link lower name eth0 netns pod type "$@"
     ip -n pod addr add 10.88.0.2/24 dev eth0; ip -n pod link set eth0 up; ip -n pod route add default via 10.88.0.1
-    state() { ip -n pod -d -o link; ip netns exec pod tc qdisc; ip -n pod route; }
+    # But for the carrier, which comes when it comes.
+    state() { ip -n pod -d -o link | sed 's/<[^>]*>//; s/ state [A-Z]*//'; ip netns exec pod tc qdisc; ip -n pod route; }
     state >/tmp/before
     /osc/osc netsetup tap --netns /run/netns/pod
     ip netns exec pod tc filter show dev eth0 ingress

@@ -8,6 +8,7 @@ use std::ffi::CStr;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::OnceLock;
 
 use rustix::mount::{MountFlags as F, mount, mount_bind, mount_move, mount_remount};
 
@@ -91,12 +92,22 @@ const SYSCTLS: &[(&str, &str)] = &[
 /// Cgroup controllers that containers get where the kernel has them.
 const CONTROLLERS: &[&str] = &["cpuset", "cpu", "io", "memory", "hugetlb", "pids"];
 
-/// Moves PID 1 from the initramfs onto a tmpfs. On any other root (a disk) there is nothing to do.
-pub fn move_root() -> Result<()> {
+/// The kernel's command line.
+pub fn command_line() -> &'static str {
+    static LINE: OnceLock<String> = OnceLock::new();
+    LINE.get_or_init(|| fs::read_to_string("/proc/cmdline").unwrap_or_default())
+}
+
+/// Whether `path` lies in memory: an initramfs or a tmpfs.
+pub fn is_memory(path: &Path) -> rustix::io::Result<bool> {
     const RAMFS: i64 = 0x8584_58f6; // linux/magic.h
     const TMPFS: i64 = 0x0102_1994;
-    let root = rustix::fs::statfs("/").at(Stage::Agent, || "stat of the root")?;
-    if ![RAMFS, TMPFS].contains(&root.f_type) {
+    Ok([RAMFS, TMPFS].contains(&rustix::fs::statfs(path)?.f_type))
+}
+
+/// Moves PID 1 from the initramfs onto a tmpfs. On any other root (a disk) there is nothing to do.
+pub fn move_root() -> Result<()> {
+    if !is_memory(Path::new("/")).at(Stage::Agent, || "stat of the root")? {
         return Ok(());
     }
     let new = Path::new("/newroot");

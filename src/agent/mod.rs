@@ -64,15 +64,13 @@ fn run() -> Result<Infallible> {
     let guest = guest::Guest::new(modules.clone(), events, reaper::Reaper::start()).at(Stage::Agent, || "containers")?;
     let guest = Arc::new(guest);
 
-    let seed = match seed? {
-        None if forwarder::disk::is_ours() => {
-            told(modules.load_rest());
-            Some(forwarder::disk::start(&guest)?)
-        }
-        seed => seed,
-    };
-    if let Some(seed) = seed {
+    let seed = seed?;
+    if seed.is_some() || forwarder::disk::is_ours() {
         told(modules.load_rest());
+        let seed = match seed {
+            Some(seed) => seed,
+            None => forwarder::disk::start(&guest)?,
+        };
         boot::settle();
         guest.settled.open();
         forwarder::start(guest, seed)?;
@@ -98,8 +96,7 @@ fn told(failed: Vec<modules::ModuleError>) {
 /// Log lines to the console; `agent.log=LEVEL` on the kernel's command line is Kata's name for how many.
 fn log_to_console() {
     use std::os::unix::fs::OpenOptionsExt;
-    let command_line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    let level = command_line.split_whitespace().find_map(|w| w.strip_prefix("agent.log=")).and_then(|l| l.parse().ok());
+    let level = boot::command_line().split_whitespace().find_map(|w| w.strip_prefix("agent.log=")).and_then(|l| l.parse().ok());
     if let Ok(console) = std::fs::File::options().write(true).custom_flags(libc::O_NOCTTY).open("/dev/console") {
         crate::log::init(console, None, level.unwrap_or(log::LevelFilter::Info));
     }

@@ -13,8 +13,8 @@ use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use super::boot::KATA_RUN;
-use super::storage::{Host, Options};
+use super::boot::{self, KATA_RUN};
+use super::storage::{Host, Made, Options};
 use crate::process::{Ended, Spawn, this_program};
 use crate::rpc::wire::agent::Storage;
 use crate::rpc::wire::apf::POD_NETNS;
@@ -33,20 +33,20 @@ const OF_MEMORY: &str = "size=75%";
 const LONGEST_ERROR: u64 = 4096;
 
 /// Makes the root at `at`. Answers the directory on the disk that holds it, where one does.
-pub fn mount(host: &Host, storage: &Storage, at: &Path) -> io::Result<Option<PathBuf>> {
+pub fn mount(host: &Host, storage: &Storage, at: &Path) -> io::Result<Option<Made>> {
     let pull = option(storage, IMAGE_PULL).map(serde_json::from_str::<ImagePull>).transpose().map_err(io::Error::other)?;
     let pull = pull.unwrap_or_default();
     fs::create_dir_all(at)?;
-    let disk = place(at)?;
+    let disk = place(at)?.map(Made::Filled);
     match &disk {
-        Some(dir) => Options::parse(&["rbind"]).mount(&dir.to_string_lossy(), at, "bind")?,
+        Some(dir) => Options::parse(&["rbind"]).mount(&dir.path().to_string_lossy(), at, "bind")?,
         None => Options::parse(&["mode=0755", OF_MEMORY]).mount("image", at, "tmpfs")?,
     }
     let is_sandbox = TYPES.iter().any(|key| pull.metadata.get(*key).is_some_and(|t| t == "sandbox"));
     let filled = if is_sandbox || storage.source == "pause" { pause(at) } else { fill(host, storage, at) };
     filled.inspect_err(|_| {
         super::storage::unmount(at);
-        disk.as_deref().inspect(|dir| super::storage::unmount(dir));
+        disk.as_ref().inspect(|dir| dir.remove());
     })?;
     Ok(disk)
 }
@@ -66,14 +66,7 @@ fn place(at: &Path) -> io::Result<Option<PathBuf>> {
 }
 
 fn is_on_disk(dir: &Path) -> bool {
-    /// TMPFS_MAGIC, RAMFS_MAGIC of linux/magic.h: what an initrd's root is made of.
-    const MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
-    rustix::fs::statfs(dir).is_ok_and(|s| !MEMORY.contains(&(s.f_type as u64 & 0xffff_ffff)))
-}
-
-/// Whether a storage's directory is no mount but one of ours.
-pub fn is_pulled(path: &Path) -> bool {
-    path.starts_with(KATA_RUN) && path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(PULLED))
+    boot::is_memory(dir).is_ok_and(|memory| !memory)
 }
 
 fn option<'a>(storage: &'a Storage, name: &str) -> Option<&'a str> {
@@ -86,7 +79,7 @@ fn fill(host: &Host, storage: &Storage, at: &Path) -> io::Result<()> {
     let mut pull = Spawn::new(this_program()).arg0("osc").args(["pull", &storage.source, "--unpack"]).arg(at).fd(stderr, 2);
     pull = pull.args(given.args());
     pull.netns = network();
-    pull.env = Some(proxies(&fs::read_to_string("/proc/cmdline").unwrap_or_default()));
+    pull.env = Some(proxies(boot::command_line()));
     log::info!("image {}: pulling it to {}", storage.source, at.display());
     let ended = (host.run)(pull, &mut || {
         let mut text = Vec::new();
@@ -187,11 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn only_directories_of_ours_are_removed_whole() {
-        assert!(is_pulled(Path::new("/run/kata-containers/image/pulled-run-c1")));
-        for other in ["/run/kata-containers/image", "/run/kata-containers/c1/rootfs", "/pulled-x", "/run/kata-containers/pulled-x/a"] {
-            assert!(!is_pulled(Path::new(other)), "{other}");
-        }
+    fn what_is_not_there_is_on_no_disk() {
         assert!(!is_on_disk(Path::new("/no/such/directory")));
     }
 

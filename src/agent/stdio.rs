@@ -263,8 +263,7 @@ fn output(wanted: bool, nonblocking: bool) -> io::Result<(Option<File>, OwnedFd)
 fn pipe_size() -> usize {
     static SIZE: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
     *SIZE.get_or_init(|| {
-        let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
-        let given = line.split_whitespace().find_map(|w| w.strip_prefix("agent.container_pipe_size="));
+        let given = super::boot::command_line().split_whitespace().find_map(|w| w.strip_prefix("agent.container_pipe_size="));
         given.and_then(|n| n.parse().ok()).unwrap_or(PIPE)
     })
 }

@@ -11,8 +11,9 @@ use std::time::Duration;
 use rustix::mount::MountFlags;
 
 use super::seed::{DIR, Seed};
-use crate::agent::boot::KATA_RUN;
+use crate::agent::boot::{KATA_RUN, command_line};
 use crate::agent::guest::Guest;
+use crate::agent::storage::grow;
 use crate::error::{At, Failure, Result, Stage};
 use crate::fs::image::disk::{POD_VM, STORAGE, gpt, iso};
 use crate::fs::mount;
@@ -33,14 +34,13 @@ const FAT_LABEL: usize = 11;
 /// A block of the storage.
 const BLOCK: u64 = 4096;
 
-/// `BLKPG` and its verb (linux/blkpg.h); `EXT4_IOC_RESIZE_FS` (linux/ext4.h).
+/// `BLKPG` and its verb (linux/blkpg.h).
 const BLKPG: libc::c_ulong = 0x1269;
 const BLKPG_RESIZE_PARTITION: libc::c_int = 3;
-const EXT4_IOC_RESIZE_FS: libc::c_ulong = 0x4008_6610;
 
 /// Whether this guest is such a VM.
 pub fn is_ours() -> bool {
-    fs::read_to_string("/proc/cmdline").is_ok_and(|l| l.split_ascii_whitespace().any(|w| w == POD_VM))
+    command_line().split_ascii_whitespace().any(|w| w == POD_VM)
 }
 
 /// Finds the disks, makes the storage ready and reads the user-data.
@@ -133,7 +133,7 @@ fn storage() -> Result<()> {
     mount::mount(&node(&part.file_name().to_string_lossy()).to_string_lossy(), at, "ext4", MountFlags::NODEV, "")
         .at(Stage::Agent, || format!("{}: mount", what()))?;
     if length > own {
-        resize_storage(at, length / BLOCK).at(Stage::Agent, || format!("{}: grow to {} MiB", what(), length >> 20))?;
+        grow::ext4(at, length).at(Stage::Agent, || format!("{}: grow to {} MiB", what(), length >> 20))?;
     }
     log::info!("storage: {} MiB of {disk} {} ms after the kernel", length.max(own) >> 20, crate::agent::uptime_ms());
     Ok(())
@@ -169,15 +169,6 @@ fn resize_partition(disk: &Path, number: u32, start: u64, length: u64) -> std::i
     let disk = File::open(disk)?;
     // SAFETY: a complete blkpg_ioctl_arg whose data outlives the call.
     match unsafe { libc::ioctl(disk.as_raw_fd(), BLKPG, &request) } {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error()),
-    }
-}
-
-fn resize_storage(at: &Path, blocks: u64) -> std::io::Result<()> {
-    let root = File::open(at)?;
-    // SAFETY: the request reads one u64.
-    match unsafe { libc::ioctl(root.as_raw_fd(), EXT4_IOC_RESIZE_FS, &blocks) } {
         0 => Ok(()),
         _ => Err(std::io::Error::last_os_error()),
     }

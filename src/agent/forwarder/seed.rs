@@ -70,11 +70,11 @@ pub struct Nameservers {
 impl Seed {
     /// Takes the seed out of the initramfs; `None` where this guest is no pod VM. To be called before the root changes.
     pub fn take() -> Option<Result<Seed>> {
-        let seed = Seed::read();
+        let seed = Seed::read()?;
         for name in ["user-data", "network-config"] {
             let _ = fs::remove_file(Path::new(DIR).join(name));
         }
-        seed
+        Some(seed)
     }
 
     /// What lies there now.

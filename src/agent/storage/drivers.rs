@@ -10,8 +10,34 @@ use crate::agent::boot::KATA_RUN;
 use crate::rpc::wire::agent::Storage;
 use crate::rpc::wire::guest_pull::IMAGE_PULL;
 
-/// Answers what else it mounted, to be unmounted after the storage itself.
-type Mount = fn(&Host, &Storage, &Path) -> io::Result<Option<PathBuf>>;
+/// Answers what else it made, to go after the storage itself.
+type Mount = fn(&Host, &Storage, &Path) -> io::Result<Option<Made>>;
+
+/// What a storage is made of.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Made {
+    Mounted(PathBuf),
+    /// A directory of this guest's own, with all that is in it.
+    Filled(PathBuf),
+}
+
+impl Made {
+    pub fn path(&self) -> &Path {
+        let (Made::Mounted(path) | Made::Filled(path)) = self;
+        path
+    }
+
+    pub fn remove(&self) {
+        match self {
+            Made::Mounted(path) => super::unmount(path),
+            Made::Filled(path) => {
+                if let Err(e) = fs::remove_dir_all(path) {
+                    log::warn!("storage {}: {e}", path.display());
+                }
+            }
+        }
+    }
+}
 
 /// A way to bring something to a mount point.
 pub struct Driver {
@@ -43,14 +69,14 @@ const GROUP: &str = "fsgid=";
 const CREATE_DIRECTORY: &str = "io.katacontainers.volume.overlayfs.create_directory=";
 
 /// `source` is the tag.
-fn virtio_fs(host: &Host, storage: &Storage, at: &Path) -> io::Result<Option<PathBuf>> {
+fn virtio_fs(host: &Host, storage: &Storage, at: &Path) -> io::Result<Option<Made>> {
     file_system(host, "virtiofs")?;
     fs::create_dir_all(at)?;
     Options::parse(&storage.options).mount(&storage.source, at, "virtiofs").map(|()| None)
 }
 
 /// A tmpfs or hugetlbfs: `size=`, `mode=`, `fsgid=`.
-fn ephemeral(host: &Host, storage: &Storage, at: &Path) -> io::Result<Option<PathBuf>> {
+fn ephemeral(host: &Host, storage: &Storage, at: &Path) -> io::Result<Option<Made>> {
     let mut options = Options::parse(&storage.options);
     let group = take_group(&mut options.data)?;
     let kind = if storage.fstype.is_empty() { "tmpfs" } else { &storage.fstype };
@@ -78,7 +104,7 @@ fn reserve(options: &[String]) -> io::Result<()> {
 }
 
 /// A directory of the guest's own: `mode=` (octal), `fsgid=`.
-fn local(_: &Host, storage: &Storage, at: &Path) -> io::Result<Option<PathBuf>> {
+fn local(_: &Host, storage: &Storage, at: &Path) -> io::Result<Option<Made>> {
     let mut options = Options::parse(&storage.options);
     let group = take_group(&mut options.data)?;
     fs::create_dir_all(at)?;
@@ -89,7 +115,7 @@ fn local(_: &Host, storage: &Storage, at: &Path) -> io::Result<Option<PathBuf>> 
     own(at, group).map(|()| None)
 }
 
-fn bind(_: &Host, storage: &Storage, at: &Path) -> io::Result<Option<PathBuf>> {
+fn bind(_: &Host, storage: &Storage, at: &Path) -> io::Result<Option<Made>> {
     make_like(Path::new(&storage.source), at)?;
     let mut options = Options::parse(&storage.options);
     options.bind = true;
@@ -98,7 +124,7 @@ fn bind(_: &Host, storage: &Storage, at: &Path) -> io::Result<Option<PathBuf>> {
 
 /// Missing upper and work directories are made: they lie on a tmpfs of the guest, where nobody else could. Where their parent
 /// is missing too, it is a tmpfs of its own: what the container wrote then goes at once with it, however much it was.
-fn overlay(host: &Host, storage: &Storage, at: &Path) -> io::Result<Option<PathBuf>> {
+fn overlay(host: &Host, storage: &Storage, at: &Path) -> io::Result<Option<Made>> {
     file_system(host, "overlay")?;
     for directory in storage.driver_options.iter().filter_map(|o| o.strip_prefix(CREATE_DIRECTORY)) {
         fs::create_dir_all(directory)?;
@@ -129,11 +155,11 @@ fn overlay(host: &Host, storage: &Storage, at: &Path) -> io::Result<Option<PathB
     if let (Err(_), Some(scratch)) = (&mounted, &scratch) {
         super::unmount(scratch);
     }
-    mounted.map(|()| scratch)
+    mounted.map(|()| scratch.map(Made::Mounted))
 }
 
 /// A file system on a disk, which may have been plugged a moment ago.
-fn disk(host: &Host, storage: &Storage, at: &Path) -> io::Result<Option<PathBuf>> {
+fn disk(host: &Host, storage: &Storage, at: &Path) -> io::Result<Option<Made>> {
     let node = device::find(host, &storage.driver, &storage.source)?;
     file_system(host, &storage.fstype)?;
     fs::create_dir_all(at)?;

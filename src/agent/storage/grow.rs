@@ -27,6 +27,11 @@ pub fn grow(host: &Host, at: &Path, size: u64) -> io::Result<()> {
     host.events.until(Some(PLUG_LIMIT), large).ok_or_else(|| {
         io::Error::new(io::ErrorKind::TimedOut, format!("its disk {number} does not have {size} bytes within {PLUG_LIMIT:?}"))
     })?;
+    ext4(at, size)
+}
+
+/// Grows the ext4 (or ext3) mounted at `at` to `size` bytes.
+pub fn ext4(at: &Path, size: u64) -> io::Result<()> {
     let root = File::open(at)?;
     let blocks = size / rustix::fs::fstatvfs(&root)?.f_bsize;
     // SAFETY: the kernel reads the number, which outlives the call.

@@ -6,10 +6,11 @@
 
 mod device;
 mod drivers;
-mod grow;
+pub mod grow;
 mod owner;
 
 pub use crate::fs::options::Options;
+pub use drivers::Made;
 
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
@@ -48,8 +49,8 @@ struct State {
     mounted: bool,
     /// Stays when its last container goes.
     pods: bool,
-    /// What the driver mounted besides.
-    below: Option<PathBuf>,
+    /// What the driver made besides.
+    below: Option<Made>,
 }
 
 /// A storage in use. Letting go of the last one unmounts it.
@@ -98,7 +99,7 @@ impl Storages {
                 }
                 if let Err(e) = drivers::give_to_group(storage, &path) {
                     unmount(&path);
-                    state.below.take().inspect(|below| unmount(below));
+                    state.below.take().inspect(Made::remove);
                     return Err(self.not_mounted(driver.name, &path, &e));
                 }
                 (state.mounted, state.pods) = (true, driver.pods);
@@ -117,18 +118,16 @@ impl Storages {
     /// Unmounts what is left, the latest first: the pod's own storages, and containers' that were not removed.
     pub fn clear(&self) {
         let slots: Vec<(PathBuf, Arc<Slot>)> = self.lock().drain().collect();
-        let mut paths: Vec<PathBuf> = Vec::new();
+        let mut left: Vec<Made> = Vec::new();
         for (path, slot) in slots {
             let mut state = lock(&slot.0);
             if std::mem::take(&mut state.mounted) {
-                paths.extend([Some(path), state.below.take()].into_iter().flatten());
+                left.extend([Some(Made::Mounted(path)), state.below.take()].into_iter().flatten());
             }
         }
         // A mount below another has the longer path.
-        paths.sort_by_key(|p| std::cmp::Reverse(p.as_os_str().len()));
-        for path in paths {
-            unmount(&path);
-        }
+        left.sort_by_key(|made| std::cmp::Reverse(made.path().as_os_str().len()));
+        left.iter().for_each(Made::remove);
     }
 
     /// The node of a disk: `driver` is `blk` or `scsi`, `name` what the host calls it. Waits a moment for one just plugged.
@@ -159,7 +158,7 @@ impl Drop for InUse {
         if state.users == 0 && state.mounted && !state.pods {
             state.mounted = false;
             unmount(&self.path);
-            state.below.take().inspect(|below| unmount(below));
+            state.below.take().inspect(Made::remove);
             let mut slots = self.storages.lock();
             if slots.get(&self.path).is_some_and(|s| Arc::ptr_eq(s, &self.slot)) {
                 slots.remove(&self.path);
@@ -193,13 +192,6 @@ fn mount_point(storage: &Storage) -> Result<PathBuf, Status> {
 
 /// A disk is unmounted for good, so that it is clean; what is still in use goes when its last user does.
 pub fn unmount(path: &Path) {
-    if super::pull::is_pulled(path) {
-        // No mount, but what a pulled root was made of.
-        if let Err(e) = std::fs::remove_dir_all(path) {
-            log::warn!("image {}: {e}", path.display());
-        }
-        return;
-    }
     if rustix::mount::unmount(path, rustix::mount::UnmountFlags::NOFOLLOW).is_err() {
         // The host may take the disk away at once.
         if let Ok(root) = std::fs::File::open(path) {

@@ -191,7 +191,8 @@ pub fn digest(bytes: &[u8]) -> String {
     named(&Sha256::digest(bytes))
 }
 
-fn named(hash: &[u8]) -> String {
+/// The same of what was hashed already.
+pub fn named(hash: &[u8]) -> String {
     format!("sha256:{}", crate::fs::hex(hash))
 }
 

@@ -165,7 +165,7 @@ impl Client {
             };
             breaks += 1;
             if breaks >= BREAKS {
-                return Err(self.unreachable(&self.places[self.good.load(Ordering::Relaxed)], format!("{path}: {broke}")));
+                return Err(self.broke_off(format!("{path}: {broke}")));
             }
         }
     }
@@ -342,6 +342,11 @@ impl Client {
         Trouble { error: self.unreachable(place, what), again: !lasting, wait: None }
     }
 
+    /// The place that answered last does not go on.
+    fn broke_off(&self, what: String) -> PullError {
+        self.unreachable(&self.places[self.good.load(Ordering::Relaxed)], what)
+    }
+
     fn unreachable(&self, place: &Place, what: String) -> PullError {
         PullError::Unreachable { image: self.image.to_string(), registry: place.endpoint.name.clone(), what }
     }
@@ -351,7 +356,7 @@ impl Client {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|p| p.into_inner())
 }
 
@@ -409,10 +414,8 @@ impl Blob<'_> {
         // A registry without ranges begins anew.
         let skip = self.at - first;
         if skip > 0 && io::copy(&mut body.by_ref().take(skip), &mut io::sink()).unwrap_or(0) != skip {
-            let place = &self.client.places[self.client.good.load(Ordering::Relaxed)];
-            return Err(self
-                .client
-                .unreachable(place, format!("{path} breaks off before byte {}, and it does not go on in between", self.at)));
+            let what = format!("{path} breaks off before byte {}, and it does not go on in between", self.at);
+            return Err(self.client.broke_off(what));
         }
         Ok(body)
     }
@@ -442,7 +445,7 @@ impl Blob<'_> {
             log::debug!("layer {} broke off at byte {}: {broke}", self.layer.name, self.at);
             if self.breaks >= BREAKS {
                 let what = format!("layer {} breaks off at byte {} again and again: {broke}", self.layer.name, self.at);
-                return Err(self.client.unreachable(&self.client.places[self.client.good.load(Ordering::Relaxed)], what));
+                return Err(self.client.broke_off(what));
             }
         }
     }

@@ -16,8 +16,9 @@ use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::client::lock;
 use super::{Client, PullError, Resolved};
-use crate::fs::oci::{Image, ImageError, Layer};
+use crate::fs::oci::{Image, ImageError, Layer, codec};
 
 /// Where images are kept unless somebody says otherwise.
 const CACHE: &str = "/var/cache/osc/images";
@@ -71,12 +72,12 @@ impl Content {
         let (next, done, failed) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(None));
         let work = || {
             while let Some(layer) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if failed.lock().unwrap_or_else(|p| p.into_inner()).is_some() {
+                if lock(&failed).is_some() {
                     return;
                 }
                 match self.fetch(client, layer) {
                     Ok(()) => progress(&format!("layer {} of {}", done.fetch_add(1, Ordering::Relaxed) + 1, missing.len())),
-                    Err(e) => drop(failed.lock().unwrap_or_else(|p| p.into_inner()).get_or_insert(e)),
+                    Err(e) => drop(lock(&failed).get_or_insert(e)),
                 }
             }
         };
@@ -162,7 +163,7 @@ impl Content {
                 Err(e) => return Err(blob.fault().unwrap_or_else(|| failed(e))),
             }
         }
-        let found = format!("sha256:{}", crate::fs::hex(&hash.finalize()));
+        let found = codec::named(&hash.finalize());
         if found != layer.name {
             return Err(damaged(format!("its digest is {found}, and its manifest says {}", layer.name)).into());
         }

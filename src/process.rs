@@ -115,12 +115,7 @@ impl Spawn {
         let child = self.fd(stdin, 0).start()?;
         let _ = to_child.write_all(input);
         drop(to_child);
-        let ended = child.wait_within(limit)?;
-        if ended.is_none() {
-            child.signal(libc::SIGKILL);
-            let _ = child.wait();
-        }
-        Ok(ended)
+        child.end_within(limit)
     }
 
     /// Starts it. An error means that no process is left: the fork failed, or a step before the exec did, and the
@@ -185,6 +180,16 @@ impl Child {
                 Err(e) => return Err(e.into()),
             }
         }
+    }
+
+    /// Like [`Child::wait_within`]; one that has not ended then is killed and reaped.
+    pub fn end_within(&self, limit: Option<Duration>) -> io::Result<Option<Ended>> {
+        let ended = self.wait_within(limit);
+        if !matches!(ended, Ok(Some(_))) {
+            self.signal(libc::SIGKILL);
+            let _ = self.wait();
+        }
+        ended
     }
 
     /// Like [`Child::wait`] for at most `limit`: `None` if it still runs then. Without a limit it waits as long as it takes.

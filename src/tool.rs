@@ -60,11 +60,7 @@ fn run(spawn: Spawn, limit: Duration) -> io::Result<(Ended, String, String)> {
     let ((out, out_w), (err, err_w)) = (pipe()?, pipe()?);
     let child = spawn.fd(out_w, 1).fd(err_w, 2).start()?;
     let gathered = gather(out).and_then(|out| Ok((out, gather(err)?)));
-    let ended = child.wait_within(Some(limit));
-    if !matches!(ended, Ok(Some(_))) || gathered.is_err() {
-        child.signal(libc::SIGKILL);
-        let _ = child.wait();
-    }
+    let ended = child.end_within(Some(if gathered.is_ok() { limit } else { Duration::ZERO }));
     let (out, err) = gathered?;
     let ended = ended?.ok_or_else(|| io::Error::new(io::ErrorKind::TimedOut, format!("no end within {limit:?}")))?;
     let text = |t: std::thread::JoinHandle<Vec<u8>>| String::from_utf8_lossy(&t.join().unwrap_or_default()).into_owned();

@@ -193,9 +193,7 @@ fn help(program: &Path) -> Result<String> {
     let child = Spawn::new(program).arg("--help").fd(theirs, 1).fd(err, 2).start().at(Stage::Share, what)?;
     // Something else than a virtiofsd may run for ever with its output open: its end comes first, its words then. They fit
     // in the pipe.
-    if child.wait_within(Some(PROBE)).at(Stage::Share, what)?.is_none() {
-        child.signal(libc::SIGKILL);
-        let _ = child.wait();
+    if child.end_within(Some(PROBE)).at(Stage::Share, what)?.is_none() {
         return Err(Failure::new(Stage::Share, format!("{} does not end", what())).code(Code::FailedPrecondition));
     }
     let mut text = vec![0; PIPE];

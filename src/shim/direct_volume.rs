@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 
 use super::ctl;
 use super::sandbox::Sandbox;
-use super::sandbox::direct::{self, MountInfo};
+use super::sandbox::direct::{self, MountInfo, invalid};
 use super::task::status;
-use crate::error::{Failure, Result, Stage};
+use crate::error::Result;
 use crate::rpc::http::{Reply, Request};
 use crate::rpc::wire::agent::{ResizeVolumeRequest, VolumeStatsRequest, VolumeStatsResponse};
 use crate::rpc::wire::google::Empty;
@@ -113,10 +113,6 @@ pub fn reply(request: &Request, sandbox: &Sandbox) -> Reply {
         Err(e) if e.code == Code::InvalidArgument => Reply::error("400 Bad Request", e.to_string()),
         Err(e) => Reply::error("500 Internal Server Error", e.to_string()),
     }
-}
-
-fn invalid(cause: String) -> Failure {
-    Failure::new(Stage::Request, cause).code(Code::InvalidArgument)
 }
 
 fn stats(request: &Request, sandbox: &Sandbox) -> Result<String> {

@@ -93,15 +93,20 @@ impl Monitor {
 /// A sandbox that answers: its id, and the socket.
 type Running = (String, PathBuf);
 
-/// Every sandbox that has a socket of Kata's. Whether somebody is behind it shows when it is asked.
+/// Every sandbox that has a socket of Kata's.
+fn listed() -> impl Iterator<Item = Running> {
+    let entries = [ROOT, GO_ROOT].into_iter().filter_map(|root| std::fs::read_dir(root).ok()).flat_map(|entries| entries.flatten());
+    entries.map(|e| (e.file_name().to_string_lossy().into_owned(), e.path().join(SOCKET)))
+}
+
+/// Whether somebody is behind the socket.
+fn answers(running: &Running) -> bool {
+    UnixStream::connect(&running.1).is_ok()
+}
+
+/// Every sandbox that runs.
 pub fn sandboxes() -> Vec<Running> {
-    let mut all: Vec<Running> = [ROOT, GO_ROOT]
-        .iter()
-        .filter_map(|root| std::fs::read_dir(root).ok())
-        .flat_map(|entries| entries.flatten())
-        .map(|e| (e.file_name().to_string_lossy().into_owned(), e.path().join(SOCKET)))
-        .filter(|(_, socket)| UnixStream::connect(socket).is_ok())
-        .collect();
+    let mut all: Vec<Running> = listed().filter(answers).collect();
     all.sort();
     all.dedup_by(|a, b| a.0 == b.0);
     all
@@ -142,7 +147,7 @@ struct State {
 
 impl State {
     fn reply(&self, request: &Request) -> Reply {
-        let of = |sandbox: &str| sandboxes().into_iter().find(|(id, _)| id == sandbox);
+        let of = |sandbox: &str| listed().find(|running| running.0 == sandbox && answers(running));
         let one = |path: &str, sandbox: &str| match of(sandbox).map(|(_, socket)| ask(&socket, path, ASK)) {
             None => Reply::error("404 Not Found", format!("no running sandbox {sandbox:.128}")),
             Some(Err(e)) => Reply::error("502 Bad Gateway", format!("sandbox {sandbox}: {e}")),

@@ -27,9 +27,8 @@ pub use top::Top;
 
 use super::direct_volume;
 use super::sandbox::Sandbox;
-use super::sandbox::record::Thing;
 use super::task::{self, Door};
-use crate::error::{At, Result, Stage};
+use crate::error::Result;
 use crate::metrics::CONTENT_TYPE;
 use crate::rpc::http::{self, Reply, Request};
 
@@ -67,14 +66,7 @@ impl PodName {
 /// Makes the socket of `sandbox`, which goes with it, and the door to serve it by.
 pub fn door(sandbox: &Arc<Sandbox>, annotations: &BTreeMap<String, String>) -> Result<Door> {
     let socket = socket(&sandbox.id);
-    let dir = socket.parent().unwrap_or(Path::new(ROOT));
-    let what = || format!("make {}", dir.display());
-    sandbox.owns(Thing::Tree { path: dir.into() })?;
-    // The id is ours: a socket that lies there has nobody behind it.
-    super::sandbox::cleanup::remove_tree(dir).at(Stage::Request, what)?;
-    std::fs::create_dir_all(ROOT).at(Stage::Request, what)?;
-    let mut builder = std::fs::DirBuilder::new();
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700).create(dir).at(Stage::Request, what)?;
+    sandbox.directory(socket.parent().unwrap_or(Path::new(ROOT)))?;
     let listener = task::listen(&socket)?;
     let (weak, pod, before) = (Arc::downgrade(sandbox), PodName::of(annotations), Mutex::default());
     let handler = Arc::new(move |request: &Request| match weak.upgrade() {

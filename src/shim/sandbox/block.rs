@@ -155,10 +155,11 @@ impl Disks {
         if table.disks[at].users > 0 {
             return;
         }
-        // A guest that keeps it has it: the next container that wants it finds it there.
-        match if self.vm.ended().is_some() { Ok(()) } else { self.vm.unplug(id) } {
+        let unplugged = if self.vm.ended().is_some() { Ok(()) } else { self.vm.unplug(id) };
+        match unplugged {
             Ok(()) => drop(table.disks.remove(at)),
             Err(e) if self.vm.ended().is_some() => log::debug!("disk {id}: {e}"),
+            // A guest that keeps it has it: the next container that wants it finds it there.
             Err(e) => log::warn!("disk {} stays plugged: {e}", table.disks[at].path.display()),
         }
     }
@@ -253,8 +254,10 @@ impl Disks {
 
 /// A bind of a block device's node becomes a node: the bound one would have the host's numbers.
 fn bound_devices(spec: &mut Spec) -> Result<()> {
-    let is_bind = |m: &Mount| m.r#type == "bind" || m.options.iter().any(|o| o == "bind" || o == "rbind");
-    let number = |m: &Mount| fs::metadata(&m.source).ok().filter(|s| is_bind(m) && s.file_type().is_block_device());
+    let number = |m: &Mount| {
+        let of = m.is_bind().then(|| fs::metadata(&m.source).ok())?;
+        of.filter(|s| s.file_type().is_block_device())
+    };
     let found: Vec<(Mount, fs::Metadata)> = spec.mounts.iter().filter_map(|m| Some((m.clone(), number(m)?))).collect();
     if found.is_empty() {
         return Ok(());

@@ -5,10 +5,12 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::record::{self, Story, Thing};
+use super::record::{self, Record, Story, Thing};
+use crate::error::{At, Result, Stage};
 use crate::fs::mount;
 use crate::fs::share::{Share, gone_is_fine};
 use crate::process;
@@ -136,8 +138,24 @@ fn marked(marker: &str) -> Vec<(i32, u64)> {
         .collect()
 }
 
+/// Makes an empty directory that only root enters; it goes with the sandbox of `record`, whoever cleans up after it.
+pub fn own_directory(record: &Record, path: &Path) -> Result<()> {
+    let what = || format!("make {}", path.display());
+    let thing = Thing::Tree { path: path.into() };
+    record.intent(thing.clone()).at(Stage::Request, || "record")?;
+    // The id is ours: what lies there under its name belongs to nobody.
+    remove_tree(path).at(Stage::Request, what)?;
+    path.parent().map_or(Ok(()), fs::create_dir_all).at(Stage::Request, what)?;
+    fs::DirBuilder::new().mode(0o700).create(path).at(Stage::Request, what)?;
+    record.done(thing).at(Stage::Request, || "record")
+}
+
 /// Removes a tree of ours: its mounts are detached first, so that a delete never reaches into somebody's files.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
+    // The rule at a start, and mount tables of nodes are long.
+    if path.symlink_metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+        return Ok(());
+    }
     mount::detach_below(path)?;
     if let Some(still) = mount::below(path)?.first() {
         return Err(io::Error::other(format!("{} is still mounted", still.display())));

@@ -11,6 +11,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE;
+
 use super::Sandbox;
 use super::agent::failed;
 use super::record::Thing;
@@ -45,7 +48,7 @@ pub struct MountInfo {
     pub options: Vec<String>,
 }
 
-fn invalid(cause: String) -> Failure {
+pub fn invalid(cause: String) -> Failure {
     Failure::new(Stage::Request, cause).code(Code::InvalidArgument)
 }
 
@@ -87,18 +90,7 @@ impl MountInfo {
 
 /// The directory of the volume at `path`.
 pub fn dir(path: &Path) -> PathBuf {
-    Path::new(ROOT).join(base64url(path.as_os_str().as_bytes()))
-}
-
-/// RFC 4648 section 5, with its padding.
-fn base64url(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let three = |chunk: &[u8]| {
-        let word = (0..3).fold(0u32, |w, n| w << 8 | u32::from(chunk.get(n).copied().unwrap_or(0)));
-        let digit = |n: usize| if n <= chunk.len() { DIGITS[(word >> (18 - 6 * n) & 63) as usize] as char } else { '=' };
-        [digit(0), digit(1), digit(2), digit(3)]
-    };
-    bytes.chunks(3).flat_map(three).collect()
+    Path::new(ROOT).join(BASE64_URL_SAFE.encode(path.as_os_str().as_bytes()))
 }
 
 /// What is said of the volume at `path`, where something is.
@@ -145,7 +137,7 @@ pub fn owner(path: &Path) -> Result<(String, MountInfo)> {
 
 /// Has the guest mount the volume behind `mount`, if it is a direct one; answers whether it is.
 pub fn place(bundle: &Path, mount: &mut Mount, placed: &mut Placed, to: To) -> Result<bool> {
-    if mount.r#type != "bind" && !mount.options.iter().any(|o| o == "bind" || o == "rbind") {
+    if !mount.is_bind() {
         return Ok(false);
     }
     let path = bundle.join(&mount.source);
@@ -159,9 +151,9 @@ pub fn place(bundle: &Path, mount: &mut Mount, placed: &mut Placed, to: To) -> R
     placed.disks.push(used);
     // Found by whoever asks for statistics; it goes with the sandbox.
     let sandbox = to.record.dir().file_name().unwrap_or_default();
-    let thing = Thing::File { path: dir(&path).join(sandbox) };
-    let Thing::File { path: name } = &thing else { return Ok(true) };
-    let noted = to.record.intent(thing.clone()).and_then(|()| fs::write(name, "")).and_then(|()| to.record.done(thing.clone()));
+    let name = dir(&path).join(sandbox);
+    let thing = Thing::File { path: name.clone() };
+    let noted = to.record.intent(thing.clone()).and_then(|()| fs::write(&name, "")).and_then(|()| to.record.done(thing));
     noted.at(Stage::Request, || format!("note at volume {}", path.display()))?;
     Ok(true)
 }

@@ -32,9 +32,6 @@ const CHUNK: usize = 1 << 20;
 /// Between two looks at what the kubelet may have changed. It takes a minute itself.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Volumes that the kubelet changes under a running pod, by the name of their plugin's directory.
-const CHANGING: [&str; 4] = ["kubernetes.io~secret", "kubernetes.io~configmap", "kubernetes.io~projected", "kubernetes.io~downward-api"];
-
 /// The files of a sandbox.
 pub struct Files {
     way: Way,
@@ -180,7 +177,7 @@ impl Copies {
             name: name.into(),
             source: source.into(),
             stamp,
-            changing: plugin.is_some_and(|p| CHANGING.contains(&p)) || kubelet && meta.is_file(),
+            changing: plugin.is_some_and(|p| live::PLUGINS.contains(&p)) || kubelet && meta.is_file(),
             read_back: kubelet && meta.is_file() && source.components().any(|c| c.as_os_str() == "containers"),
         });
         Ok(())

@@ -30,8 +30,9 @@ pub const FEATURE: &str = "live-volumes";
 /// Where the guest keeps them: `<name>/tree` is the volume.
 const GUEST: &str = "/run/kata-containers/sandbox/live";
 
-/// The directories of their plugins.
-const PLUGINS: [&str; 4] = ["kubernetes.io~secret", "kubernetes.io~configmap", "kubernetes.io~projected", "kubernetes.io~downward-api"];
+/// Volumes that the kubelet changes under a running pod, by the name of their plugin's directory.
+pub(super) const PLUGINS: [&str; 4] =
+    ["kubernetes.io~secret", "kubernetes.io~configmap", "kubernetes.io~projected", "kubernetes.io~downward-api"];
 
 /// The link that makes one version of a volume the current one (the kubelet's atomic writer).
 const CURRENT: &str = "..data";

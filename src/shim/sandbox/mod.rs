@@ -28,7 +28,6 @@ mod trees;
 pub mod volume;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -222,6 +221,11 @@ impl Sandbox {
     /// Something made elsewhere that goes with the sandbox.
     pub fn owns(&self, thing: record::Thing) -> Result<()> {
         self.record.done(thing).at(Stage::Request, || "record")
+    }
+
+    /// An empty directory that goes with this sandbox.
+    pub fn directory(&self, path: &Path) -> Result<()> {
+        cleanup::own_directory(&self.record, path)
     }
 
     /// Where the sandbox's state lies.
@@ -465,15 +469,7 @@ impl Sandbox {
 impl Claimed {
     /// Makes an empty directory that only root enters; it goes with the sandbox, whoever cleans up after it.
     pub fn directory(&self, path: &Path) -> Result<()> {
-        let Some(record) = &self.0 else { return Ok(()) };
-        let what = || format!("make {}", path.display());
-        let thing = record::Thing::Tree { path: path.into() };
-        record.intent(thing.clone()).at(Stage::Request, || "record")?;
-        // The id is ours: what lies there under its name belongs to nobody.
-        cleanup::remove_tree(path).at(Stage::Request, what)?;
-        path.parent().map_or(Ok(()), std::fs::create_dir_all).at(Stage::Request, what)?;
-        std::fs::DirBuilder::new().mode(0o700).create(path).at(Stage::Request, what)?;
-        record.done(thing).at(Stage::Request, || "record")
+        self.0.as_ref().map_or(Ok(()), |record| cleanup::own_directory(record, path))
     }
 
     /// Starts the sandbox that the id was taken for.

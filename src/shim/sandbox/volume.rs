@@ -202,7 +202,7 @@ fn place_root(id: &str, rootfs: &Rootfs, spec: &mut Spec, files: &Files, placed:
 fn place_mount(id: &str, bundle: &Path, mount: &mut Mount, files: &Files, placed: &mut Placed) -> Result<()> {
     let options = &mount.options;
     let is = |option: &str| options.iter().any(|o| o == option);
-    if mount.r#type != "bind" && !is("bind") && !is("rbind") {
+    if !mount.is_bind() {
         return Ok(());
     }
     let source = &bundle.join(&mount.source);

@@ -261,6 +261,13 @@ pub struct Mount {
     pub gid_mappings: Vec<LinuxIdMapping>,
 }
 
+impl Mount {
+    /// Whether it shows what is there already: by its type or by an option.
+    pub fn is_bind(&self) -> bool {
+        self.r#type == "bind" || self.options.iter().any(|o| o == "bind" || o == "rbind")
+    }
+}
+
 /// Programs to run at points of a container's life.
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]

@@ -245,7 +245,7 @@ pub fn own_process(text: &mut Text, prefix: &str) {
     let (stat, status) = (read("/proc/self/stat"), read("/proc/self/status"));
     let [user, system, ..] = times(&stat);
     let started = || -> Option<f64> {
-        let since_boot: f64 = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
+        let since_boot = crate::process::start_time(std::process::id() as i32)? as f64;
         Some(field(&read("/proc/stat"), "btime ")? as f64 + since_boot / ticks())
     };
     let limit = |resource| rustix::process::getrlimit(resource).current.map_or(-1.0, |n| n as f64);

@@ -142,19 +142,30 @@ fn left(until: Instant) -> io::Result<Duration> {
     if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
 
+/// Appends what comes next, until the deadline; 0 is the end.
+fn more(from: &mut impl Socket, until: Instant, piece: &mut [u8], all: &mut Vec<u8>) -> io::Result<usize> {
+    loop {
+        from.limit(left(until)?)?;
+        match from.read(piece) {
+            Ok(n) => {
+                all.extend_from_slice(&piece[..n]);
+                return Ok(n);
+            }
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == ErrorKind::WouldBlock => return Err(ErrorKind::TimedOut.into()),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
 /// Everything up to the empty line, and the body that it announces.
 fn head(client: &mut impl Socket) -> io::Result<Vec<u8>> {
     let until = Instant::now() + LIMIT;
     let mut head = Vec::new();
     let mut piece = [0; 1024];
     while !whole(&head) {
-        client.limit(left(until)?)?;
-        match client.read(&mut piece) {
-            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-            Ok(n) => head.extend_from_slice(&piece[..n]),
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            Err(e) if e.kind() == ErrorKind::WouldBlock => return Err(ErrorKind::TimedOut.into()),
-            Err(e) => return Err(e),
+        if more(client, until, &mut piece, &mut head)? == 0 {
+            return Err(ErrorKind::UnexpectedEof.into());
         }
         if head.len() > HEAD {
             return Err(ErrorKind::InvalidData.into());
@@ -255,15 +266,7 @@ pub fn get(mut server: impl Socket, path: &str, limit: Duration) -> io::Result<(
     server.write_all(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\nAccept: text/plain\r\n\r\n").as_bytes())?;
     let mut all = Vec::new();
     let mut piece = vec![0; 16 * 1024];
-    loop {
-        server.limit(left(until)?)?;
-        match server.read(&mut piece) {
-            Ok(0) => break,
-            Ok(n) => all.extend_from_slice(&piece[..n]),
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            Err(e) if e.kind() == ErrorKind::WouldBlock => return Err(ErrorKind::TimedOut.into()),
-            Err(e) => return Err(e),
-        }
+    while more(&mut server, until, &mut piece, &mut all)? > 0 {
         if all.len() as u64 > BODY {
             return Err(io::Error::other(format!("an answer of more than {BODY} bytes")));
         }

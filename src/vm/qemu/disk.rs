@@ -33,10 +33,7 @@ pub fn parts(path: &Path, read_only: bool, serial: &str, drive: &Drive, place: P
         Place::Slot(slot) => {
             frontend["driver"] = json!("virtio-blk-pci");
             frontend["disable-legacy"] = json!("on");
-            if let Some(thread) = thread(drive, &host, slot) {
-                objects.extend(drive.thread.then(|| iothread(&thread)));
-                frontend["iothread"] = json!(thread);
-            }
+            serve(drive, &host, slot, &mut objects, &mut frontend);
             set(&mut frontend, "num-queues", drive.queues);
             set(&mut frontend, "queue-size", drive.queue_size);
         }
@@ -57,10 +54,7 @@ pub fn controller(drive: &Drive, slot: usize) -> Parts {
     let host = Place::Slot(slot).name();
     let mut frontend = json!({"driver": "virtio-scsi-pci", "disable-legacy": "on"});
     let mut objects = Vec::new();
-    if let Some(thread) = thread(drive, &host, slot) {
-        objects.extend(drive.thread.then(|| iothread(&thread)));
-        frontend["iothread"] = json!(thread);
-    }
+    serve(drive, &host, slot, &mut objects, &mut frontend);
     set(&mut frontend, "num_queues", drive.queues);
     set(&mut frontend, "virtqueue_size", drive.queue_size);
     Parts { backend: Backend::Objects(objects), frontend }
@@ -71,16 +65,18 @@ pub fn shared_threads(count: u32) -> Vec<String> {
     (0..count).flat_map(|n| ["-object".to_owned(), format!("iothread,id={SHARED}{n}")]).collect()
 }
 
-fn thread(drive: &Drive, host: &str, slot: usize) -> Option<String> {
-    match (drive.thread, drive.shared_threads) {
-        (true, _) => Some(format!("{host}-thread")),
-        (false, 0) => None,
-        (false, n) => Some(format!("{SHARED}{}", slot as u32 % n)),
-    }
-}
-
-fn iothread(id: &str) -> Value {
-    json!({"qom-type": "iothread", "id": id})
+/// Names the thread that serves the device: one of its own, a shared one, or QEMU's main one, which has no name.
+fn serve(drive: &Drive, host: &str, slot: usize, objects: &mut Vec<Value>, frontend: &mut Value) {
+    let thread = match (drive.thread, drive.shared_threads) {
+        (true, _) => {
+            let own = format!("{host}-thread");
+            objects.push(json!({"qom-type": "iothread", "id": own}));
+            own
+        }
+        (false, 0) => return,
+        (false, n) => format!("{SHARED}{}", slot as u32 % n),
+    };
+    frontend["iothread"] = json!(thread);
 }
 
 fn set(device: &mut Value, property: &str, value: u32) {

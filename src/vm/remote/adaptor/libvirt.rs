@@ -7,13 +7,12 @@
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::AsRawFd;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
-use super::provider::{Instance, InstanceType, Owned, Provider, Wish};
+use super::provider::{Instance, Owned, Provider, Wish};
 use super::settings::{self, Settings};
 use crate::error::{Failure, Result, Stage};
 use crate::fs::image::disk::iso;
@@ -38,6 +37,7 @@ const PACE: Duration = Duration::from_secs(5);
 
 /// A file that virsh is given has this number there.
 const FILE: i32 = 3;
+const AT: &str = "/proc/self/fd/3";
 
 /// What virsh says, and what a user can do about it.
 const WAYS_OUT: [(&str, &str); 7] = [
@@ -146,8 +146,7 @@ impl Libvirt {
         let files = [("user-data", user_data.as_bytes()), ("meta-data", meta_data.as_bytes()), ("vendor-data", b"")];
         let seed = iso::volume("cidata", &files);
         self.virsh(&["vol-create-as", &s.pool, &names.seed, &seed.len().to_string(), "--format", "raw"])?;
-        let (file, path) = in_memory(&seed)?;
-        self.virsh_with(&["vol-upload", &names.seed, &path, "--pool", &s.pool], Some(file))?;
+        self.virsh_with(&["vol-upload", &names.seed, AT, "--pool", &s.pool], Some(in_memory(&seed)?))?;
 
         let domain = Domain {
             name: &names.domain,
@@ -163,8 +162,7 @@ impl Libvirt {
             seed: &names.seed,
             network: &s.net,
         };
-        let (file, path) = in_memory(domain.xml().as_bytes())?;
-        self.virsh_with(&["define", &path], Some(file))?;
+        self.virsh_with(&["define", AT], Some(in_memory(domain.xml().as_bytes())?))?;
         self.virsh(&["start", &names.domain]).map(drop)
     }
 
@@ -192,6 +190,26 @@ impl Libvirt {
             std::thread::sleep(ASK);
         }
     }
+
+    /// Takes away whatever there is of one VM; `there` are the domains that libvirt has.
+    fn clear(&self, names: &Names, there: Vec<(String, bool)>) -> Result<()> {
+        let listed = |domains: Vec<(String, bool)>| domains.into_iter().find(|(name, _)| *name == names.domain);
+        if let Some((_, runs)) = listed(there) {
+            let ended = if runs { self.virsh(&["destroy", &names.domain]) } else { Ok(String::new()) };
+            // It may have ended by itself meanwhile.
+            if let Err(e) = ended {
+                if listed(self.domains()?).is_some_and(|(_, runs)| runs) {
+                    return Err(e);
+                }
+            }
+            self.virsh(&["undefine", &names.domain, "--nvram"])?;
+        }
+        let volumes = self.volumes()?;
+        for volume in [&names.root, &names.seed].into_iter().filter(|v| volumes.contains(v)) {
+            self.virsh(&["vol-delete", volume, "--pool", &self.settings.pool])?;
+        }
+        Ok(())
+    }
 }
 
 impl Provider for Libvirt {
@@ -211,39 +229,19 @@ impl Provider for Libvirt {
         self.volume(&s.volume).map(drop)
     }
 
-    fn instance_types(&self) -> Vec<InstanceType> {
-        Vec::new()
-    }
-
     fn create(&self, wish: &Wish) -> Result<Instance> {
         let names = self.names(&wish.token);
-        let runs = self.domains()?.contains(&(names.domain.clone(), true));
-        if !runs {
+        let there = self.domains()?;
+        if !there.contains(&(names.domain.clone(), true)) {
             // What an interrupted call left may be half of anything.
-            self.delete(&wish.token)?;
+            self.clear(&names, there)?;
             self.make(wish, &names)?;
         }
         Ok(Instance { id: uuid(&names.domain), addresses: self.addresses(&names.domain)? })
     }
 
     fn delete(&self, token: &str) -> Result<()> {
-        let names = self.names(token);
-        let listed = |domains: Vec<(String, bool)>| domains.into_iter().find(|(name, _)| *name == names.domain);
-        if let Some((_, runs)) = listed(self.domains()?) {
-            let ended = if runs { self.virsh(&["destroy", &names.domain]) } else { Ok(String::new()) };
-            // It may have ended by itself meanwhile.
-            if let Err(e) = ended {
-                if listed(self.domains()?).is_some_and(|(_, runs)| runs) {
-                    return Err(e);
-                }
-            }
-            self.virsh(&["undefine", &names.domain, "--nvram"])?;
-        }
-        let there = self.volumes()?;
-        for volume in [&names.root, &names.seed].into_iter().filter(|v| there.contains(v)) {
-            self.virsh(&["vol-delete", volume, "--pool", &self.settings.pool])?;
-        }
-        Ok(())
+        self.clear(&self.names(token), self.domains()?)
     }
 
     fn list_owned(&self) -> Result<Vec<Owned>> {
@@ -282,17 +280,15 @@ fn uuid(name: &str) -> String {
     format!("{}-{}-{}-{}-{}", &h[..8], &h[8..12], &h[12..16], &h[16..20], &h[20..])
 }
 
-/// A file that has no name, and the one that virsh reads it by.
-fn in_memory(data: &[u8]) -> Result<(File, String)> {
+/// A file that has no name; virsh reads it as [`AT`].
+fn in_memory(data: &[u8]) -> Result<File> {
     let made = || {
         let mut file = File::from(rustix::fs::memfd_create("osc", rustix::fs::MemfdFlags::CLOEXEC)?);
         file.write_all(data)?;
         file.rewind()?;
         Ok(file)
     };
-    let file: File = made().map_err(|e: std::io::Error| Failure::new(Stage::Qemu, format!("memory for a file: {e}")))?;
-    debug_assert!(file.as_raw_fd() >= 0);
-    Ok((file, format!("/proc/self/fd/{FILE}")))
+    made().map_err(|e: std::io::Error| Failure::new(Stage::Qemu, format!("memory for a file: {e}")))
 }
 
 fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {

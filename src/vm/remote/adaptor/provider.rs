@@ -62,7 +62,9 @@ pub trait Provider: Send + Sync {
     fn verify_config(&self) -> Result<()>;
 
     /// The sizes there are; none where any size is.
-    fn instance_types(&self) -> Vec<InstanceType>;
+    fn instance_types(&self) -> Vec<InstanceType> {
+        Vec::new()
+    }
 
     /// Makes the VM, or finds the one that was made for the token. After an error there may be one all the same: the caller
     /// deletes by token.

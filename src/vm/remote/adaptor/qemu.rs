@@ -19,7 +19,7 @@ use std::time::Duration;
 use cpio::newc::{Builder, trailer};
 
 use super::journal::private;
-use super::provider::{Instance, InstanceType, Owned, Provider, Wish};
+use super::provider::{Instance, Owned, Provider, Wish};
 use super::settings::{self, Settings};
 use crate::error::{At, Failure, Result, Stage};
 use crate::fs::image::{self, GuestImage, Want};
@@ -166,10 +166,6 @@ impl Provider for Local {
     fn verify_config(&self) -> Result<()> {
         crate::vm::qemu::find(None)?;
         self.image().map(drop)
-    }
-
-    fn instance_types(&self) -> Vec<InstanceType> {
-        Vec::new()
     }
 
     fn create(&self, wish: &Wish) -> Result<Instance> {

@@ -1,6 +1,8 @@
 //! Disks of the host in containers, under a real containerd: raw devices, root file systems on a device, direct-assigned volumes.
 
 mod common;
+#[path = "common/pod.rs"]
+mod pod;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -12,11 +14,12 @@ use std::time::{Duration, Instant};
 
 use common::containerd::{Containerd, can_run_containerd};
 use common::player::{self, Player, dial, hold, spec, task, until_gone, wait};
-use common::{Output, Rootfs, leftovers, name, until};
+use common::{Rootfs, leftovers, name, until};
 use osc::rpc::wire::containerd;
 use osc::rpc::wire::google::{Any, Empty};
 use osc::rpc::wire::options::Options;
 use osc::rpc::wire::task as wire;
+use pod::Pod;
 use prost::Message;
 use serde_json::json;
 
@@ -79,37 +82,7 @@ impl Drop for Loop {
     }
 }
 
-/// A container with the annotations of a pod.
-fn member<'a>(sandbox: &'a str, options: &[&'a str]) -> Vec<String> {
-    let id = format!("io.kubernetes.cri.sandbox-id={sandbox}");
-    let kind = ["--annotation", "io.kubernetes.cri.container-type=container", "--annotation", &id].map(String::from);
-    kind.into_iter().chain(options.iter().map(|o| o.to_string())).collect()
-}
-
-fn run(cd: &Containerd, options: &[String], id: &str, command: &[&str]) -> Output {
-    cd.run(&options.iter().map(String::as_str).collect::<Vec<_>>(), id, command)
-}
-
-fn sh(cd: &Containerd, id: &str, script: &str) -> String {
-    let out = cd.exec(id, &name("exec"), &["sh", "-c", script]);
-    assert_eq!(out.status, 0, "{script}: {out:?}\n{}", cd.log());
-    out.stdout.trim().to_owned()
-}
-
-fn start_pod(cd: &Containerd, id: &str, extra: &[&str]) {
-    let options = [&["--annotation", "io.kubernetes.cri.container-type=sandbox"], extra].concat();
-    cd.background_with(&options, id, &["sleep", "3600"]);
-}
-
-fn delete(cd: &Containerd, id: &str) {
-    cd.ctr(["task", "kill", "-s", "KILL", id]);
-    until("stopped", || (cd.state(id) == "STOPPED").then_some(()));
-    let deleted = cd.ctr(["task", "delete", id]);
-    assert!(deleted.stderr.contains("exit code 137"), "{deleted:?}");
-    assert_eq!(cd.ctr(["container", "rm", id]).status, 0);
-}
-
-/// An annotation for the key of a disk that a pod may not set unless its configuration allows it.
+/// A configuration of the hypervisor with these lines.
 fn config(cd: &Containerd, lines: &str) -> String {
     let path = cd.path("kata.toml");
     fs::write(&path, format!("[hypervisor.qemu]\n{lines}\n")).unwrap();
@@ -123,29 +96,29 @@ fn a_raw_device_is_written_to_grows_and_goes() {
     }
     for driver in ["virtio-blk", "virtio-scsi"] {
         let cd = Containerd::start();
-        let (disk, pod) = (Loop::new(32), name("raw"));
+        let disk = Loop::new(32);
         let config = config(&cd, &format!("block_device_driver = \"{driver}\""));
-        start_pod(&cd, &pod, &["--runtime-config-path", &config]);
-        let (a, b) = (format!("{pod}-a"), format!("{pod}-b"));
+        let pod = Pod::start(&cd, "raw", &["--runtime-config-path", &config]);
+        let (a, b) = (format!("{}-a", pod.id), format!("{}-b", pod.id));
         let disks = "ls /sys/block | grep -c '^[vs]d'; true";
-        assert_eq!(sh(&cd, &pod, disks), "0", "{driver}");
+        assert_eq!(pod.exec(&pod.id, disks), "0", "{driver}");
         for id in [&a, &b] {
-            let out = run(&cd, &member(&pod, &["--device", &disk.device, "--detach"]), id, &["sleep", "3600"]);
+            let out = pod.add(id, &["--device", &disk.device, "--detach"], &["sleep", "3600"]);
             assert_eq!(out.status, 0, "{driver}: {out:?}\n{}", cd.log());
         }
         // One device in the VM, a node in both containers.
-        assert_eq!(sh(&cd, &pod, disks), "1", "{driver}");
+        assert_eq!(pod.exec(&pod.id, disks), "1", "{driver}");
         let device = &disk.device;
-        sh(&cd, &a, &format!("echo -n 'from the guest' | dd of={device} bs=512 seek=2048 conv=fsync"));
-        assert_eq!(sh(&cd, &b, &format!("dd if={device} bs=1 skip=1048576 count=14 2>/dev/null")), "from the guest", "{driver}");
+        pod.exec(&a, &format!("echo -n 'from the guest' | dd of={device} bs=512 seek=2048 conv=fsync"));
+        assert_eq!(pod.exec(&b, &format!("dd if={device} bs=1 skip=1048576 count=14 2>/dev/null")), "from the guest", "{driver}");
         let bytes = fs::read(&disk.file).unwrap();
         assert_eq!(&bytes[1 << 20..][..14], b"from the guest", "{driver}");
 
         // It grows on the host and is seen to, without anybody asking.
         disk.grow(48);
         let blocks = "cat /sys/block/[vs]d?/size";
-        until("the new size", || (sh(&cd, &a, blocks) == "98304").then_some(()));
-        sh(&cd, &a, &format!("echo -n end | dd of={device} bs=1M seek=47 conv=fsync"));
+        until("the new size", || (pod.exec(&a, blocks) == "98304").then_some(()));
+        pod.exec(&a, &format!("echo -n end | dd of={device} bs=1M seek=47 conv=fsync"));
 
         // Another pod may not write to it meanwhile, nor the host mount it.
         let other = name("raw-other");
@@ -154,15 +127,15 @@ fn a_raw_device_is_written_to_grows_and_goes() {
         cd.ctr(["container", "rm", &other]);
         cd.assert_gone(&other);
 
-        delete(&cd, &a);
-        assert_eq!(sh(&cd, &pod, disks), "1", "{driver}: the other one still has it");
-        delete(&cd, &b);
+        pod.delete(&a);
+        assert_eq!(pod.exec(&pod.id, disks), "1", "{driver}: the other one still has it");
+        pod.delete(&b);
         // A SCSI disk goes in the guest a moment after it has gone.
-        until("no disk", || (sh(&cd, &pod, disks) == "0").then_some(()));
+        until("no disk", || (pod.exec(&pod.id, disks) == "0").then_some(()));
         // Free again, and what was written last is there.
         assert_eq!(&fs::read(device).unwrap()[47 << 20..][..3], b"end", "{driver}");
         drop(fs::File::options().read(true).write(true).open(device).unwrap());
-        cd.remove(&pod);
+        pod.end();
     }
 }
 
@@ -173,11 +146,10 @@ fn a_device_that_cannot_be_had_is_refused_and_leaves_nothing() {
     }
     let cd = Containerd::start();
     let disk = Loop::ext4(16);
-    let pod = name("bad");
-    start_pod(&cd, &pod, &[]);
-    let id = format!("{pod}-a");
+    let pod = Pod::start(&cd, "bad", &[]);
+    let id = format!("{}-a", pod.id);
     let refused = |options: &[&str], what: &[&str]| {
-        let out = run(&cd, &member(&pod, options), &id, &["true"]);
+        let out = pod.add(&id, options, &["true"]);
         assert!(out.status != 0 && what.iter().all(|w| out.stderr.contains(w)), "{options:?}: {out:?}");
         cd.ctr(["container", "rm", &id]);
     };
@@ -202,10 +174,10 @@ fn a_device_that_cannot_be_had_is_refused_and_leaves_nothing() {
         refused(&["--mount", &mount], &[told]);
     }
     fs::remove_dir_all(&description).unwrap();
-    until("no disk", || (sh(&cd, &pod, "ls /sys/block | grep -c '^[vs]d'; true") == "0").then_some(()));
+    until("no disk", || (pod.exec(&pod.id, "ls /sys/block | grep -c '^[vs]d'; true") == "0").then_some(()));
     // Nobody holds the device any more.
     disk.mounted(|_| ());
-    cd.remove(&pod);
+    pod.end();
 }
 
 /// A root file system of busybox on a device.
@@ -297,7 +269,7 @@ fn a_direct_volume_from_its_description_to_its_end() {
     if !can_run_containerd("block: direct volume") {
         return;
     }
-    let (cd, disk, pod) = (Containerd::start(), Loop::ext4(32), name("direct"));
+    let (cd, disk) = (Containerd::start(), Loop::ext4(32));
     let dir = tempfile::Builder::new().prefix("osc-volume ").tempdir().unwrap();
     let path = dir.path().to_str().unwrap();
     let direct = |args: &[&str]| common::run([&["direct-volume"], args, &["--volume-path", path]].concat());
@@ -307,19 +279,18 @@ fn a_direct_volume_from_its_description_to_its_end() {
     let unused = direct(&["stats"]);
     assert!(unused.status != 0 && unused.stderr.contains("no sandbox has it"), "{unused:?}");
 
-    start_pod(&cd, &pod, &[]);
-    let (a, b) = (format!("{pod}-a"), format!("{pod}-b"));
+    let pod = Pod::start(&cd, "direct", &[]);
+    let (a, b) = (format!("{}-a", pod.id), format!("{}-b", pod.id));
     let mount = format!("type=bind,src={path},dst=/data,options=rbind:rw");
-    let options = member(&pod, &["--mount", &mount, "--detach"]);
     for id in [&a, &b] {
-        let out = run(&cd, &options, id, &["sleep", "3600"]);
+        let out = pod.add(id, &["--mount", &mount, "--detach"], &["sleep", "3600"]);
         assert_eq!(out.status, 0, "{out:?}\n{}", cd.log());
     }
-    let mounted = sh(&cd, &a, "grep ' /data ' /proc/mounts");
+    let mounted = pod.exec(&a, "grep ' /data ' /proc/mounts");
     assert!(mounted.starts_with("/dev/") && mounted.contains(" ext4 rw,noatime"), "{mounted}");
-    assert_eq!(sh(&cd, &a, "stat -c %g /data"), "4321");
-    sh(&cd, &a, "dd if=/dev/zero of=/data/file bs=1M count=8; busybox chown 7:8 /data/file");
-    assert_eq!(sh(&cd, &b, "stat -c %u:%g:%s /data/file"), "7:8:8388608");
+    assert_eq!(pod.exec(&a, "stat -c %g /data"), "4321");
+    pod.exec(&a, "dd if=/dev/zero of=/data/file bs=1M count=8; busybox chown 7:8 /data/file");
+    assert_eq!(pod.exec(&b, "stat -c %u:%g:%s /data/file"), "7:8:8388608");
     // The host's own directory has none of it.
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 
@@ -341,7 +312,7 @@ fn a_direct_volume_from_its_description_to_its_end() {
     assert!(bytes().0 > 50 << 20, "{:?}", bytes());
     // The same by Kata's socket, as its own command and CSI drivers ask.
     let ask = |text: String| -> String {
-        let mut socket = UnixStream::connect(format!("/run/kata/{pod}/shim-monitor.sock")).unwrap();
+        let mut socket = UnixStream::connect(format!("/run/kata/{}/shim-monitor.sock", pod.id)).unwrap();
         socket.write_all(text.as_bytes()).unwrap();
         let mut answer = String::new();
         socket.read_to_string(&mut answer).unwrap();
@@ -356,12 +327,12 @@ fn a_direct_volume_from_its_description_to_its_end() {
     assert!(refused.starts_with("HTTP/1.1 500") && refused.contains("grow it on the host first"), "{refused}");
     disk.grow(65);
     assert!(post(&resize).starts_with("HTTP/1.1 200"), "{}", post(&resize));
-    sh(&cd, &a, "dd if=/dev/zero of=/data/more bs=1M count=30");
+    pod.exec(&a, "dd if=/dev/zero of=/data/more bs=1M count=30");
 
-    delete(&cd, &a);
-    assert_eq!(sh(&cd, &b, "stat -c %s /data/more"), "31457280");
-    delete(&cd, &b);
-    cd.remove(&pod);
+    pod.delete(&a);
+    assert_eq!(pod.exec(&b, "stat -c %s /data/more"), "31457280");
+    pod.delete(&b);
+    pod.end();
     disk.assert_clean();
     disk.mounted(|at| assert_eq!(fs::metadata(at.join("more")).unwrap().len(), 30 << 20));
     assert_eq!(direct(&["remove"]).status, 0);
@@ -382,16 +353,17 @@ fn every_key_of_a_disk_reaches_the_guest() {
         ("virtio-scsi", "block_device_aio = \"io_uring\"\nenable_iothreads = true"),
     ];
     for (driver, more) in cases {
-        let (cd, disk, pod) = (Containerd::start(), Loop::new(32), name("keys"));
+        let (cd, disk) = (Containerd::start(), Loop::new(32));
         let config = config(&cd, &format!("block_device_driver = \"{driver}\"\n{sectors}{queues}{more}"));
         let device = &disk.device;
-        cd.background_with(&["--runtime-config-path", &config, "--device", device], &pod, &["sleep", "3600"]);
-        let seen = sh(&cd, &pod, "cd /sys/block/[vs]d?; cat queue/logical_block_size queue/physical_block_size; ls mq | wc -l");
+        let pod = Pod { cd: &cd, id: name("keys") };
+        cd.background_with(&["--runtime-config-path", &config, "--device", device], &pod.id, &["sleep", "3600"]);
+        let seen = pod.exec(&pod.id, "cd /sys/block/[vs]d?; cat queue/logical_block_size queue/physical_block_size; ls mq | wc -l");
         assert_eq!(seen.lines().collect::<Vec<_>>(), ["4096", "4096", "2"], "{driver} {more}");
         if driver == "virtio-blk" {
-            assert_eq!(sh(&cd, &pod, "cat /sys/block/vd?/mq/0/nr_tags"), "64");
+            assert_eq!(pod.exec(&pod.id, "cat /sys/block/vd?/mq/0/nr_tags"), "64");
         }
-        let qemu = common::pids(&pod, "qemu")[0];
+        let qemu = common::pids(&pod.id, "qemu")[0];
         let line = String::from_utf8_lossy(&fs::read(format!("/proc/{qemu}/cmdline")).unwrap()).into_owned();
         assert_eq!(line.contains("iothread,id=disks0"), more.contains("indep"), "{line}");
         // QEMU's descriptor of the device goes around the page cache.
@@ -405,20 +377,19 @@ fn every_key_of_a_disk_reaches_the_guest() {
         assert!(!flags.is_empty() && flags.iter().all(direct), "{driver} {more}: {flags:?}");
         if more.contains("ops_max_rate") {
             let begin = Instant::now();
-            sh(&cd, &pod, &format!("for i in $(seq 40); do dd if={device} of=/dev/null bs=4k count=1 skip=$((i * 100)) 2>/dev/null; done"));
+            pod.exec(
+                &pod.id,
+                &format!("for i in $(seq 40); do dd if={device} of=/dev/null bs=4k count=1 skip=$((i * 100)) 2>/dev/null; done"),
+            );
             assert!(begin.elapsed() > Duration::from_secs(5), "40 reads at 5 a second took {:?}", begin.elapsed());
         }
-        cd.remove(&pod);
+        pod.end();
     }
 }
 
 #[test]
 fn what_is_written_at_random_is_read_back() {
-    if std::env::var_os("OSC_TEST_ALL").is_none() || !Path::new("/usr/bin/fio").exists() {
-        println!("block: fio runs with scripts/test --all");
-        return;
-    }
-    if !can_run_containerd("block: fio") {
+    if !common::only_with_all("block: fio") || !Path::new("/usr/bin/fio").exists() || !can_run_containerd("block: fio") {
         return;
     }
     let (disk, id) = (Loop::new(64), name("fio"));

@@ -176,7 +176,7 @@ fn two_vms_exchange_all_kinds_of_traffic() {
     }
     let host = || sh("ip -o link | cut -d: -f2; ip route");
     let before = host();
-    let bytes = if std::env::var_os("OSC_TEST_ALL").is_some() { ALL } else { ALWAYS };
+    let bytes = if common::all() { ALL } else { ALWAYS };
     let data = tempfile::tempdir().unwrap();
     let file = data.path().join("file").display().to_string();
     sh(&format!("head -c {bytes} /dev/urandom >{file}"));

@@ -15,7 +15,7 @@ use netns::POD_V4;
 use pod::Pod;
 
 fn rounds() -> usize {
-    if std::env::var_os("OSC_TEST_ALL").is_some() { 20 } else { 2 }
+    if common::all() { 20 } else { 2 }
 }
 
 /// Every container of `ids` may use just the processors that are online, and these are `online`.

@@ -12,12 +12,11 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use adaptor::{Adaptor, How, PeerPod, healthy};
+use adaptor::{Adaptor, How, PeerPod};
 use common::Rootfs;
 use common::player::{Player, spec};
-use osc::rpc::Client;
+use osc::vm::Vm;
 use osc::vm::remote::Remote;
-use osc::vm::{Vm, port};
 use serde_json::json;
 
 /// What the disk image is made with, and what a libvirt needs besides.
@@ -26,11 +25,7 @@ const LIBVIRT: [&str; 3] = ["libvirtd", "virsh", "dnsmasq"];
 
 /// A libvirtd is not started for every run: `scripts/test --all` has these.
 fn can_run_libvirt(test: &str) -> bool {
-    let all = std::env::var_os("OSC_TEST_ALL").is_some();
-    if !all {
-        println!("{test}: only where everything is tested (OSC_TEST_ALL)");
-    }
-    all && can_run(test, &LIBVIRT)
+    common::only_with_all(test) && can_run(test, &LIBVIRT)
 }
 
 fn can_run(test: &str, more: &[&str]) -> bool {
@@ -286,14 +281,7 @@ fn an_adaptor_that_dies_loses_no_libvirt_vm_and_one_that_dies_is_told() {
         // By a BIOS and by UEFI.
         let firmware = if point == "made" { "/usr/share/OVMF/OVMF_CODE_4M.fd" } else { "none" };
         let mut adaptor = Adaptor::with(How { fault: point.into(), ..libvirt.how(&["--efi-firmware", firmware]) });
-        let id = common::name("crash");
-        let plan = adaptor.plan(&id, Default::default());
-        let starting = std::thread::spawn(move || Remote::start(plan));
-        adaptor.until_dead();
-        adaptor.restart("");
-        let vm = starting.join().unwrap().unwrap_or_else(|e| panic!("{point}: {e}\n{}", adaptor.log()));
-        let client = Client::new(vm.dial(port::AGENT).unwrap());
-        assert!(healthy(&client), "{point}\n{}", adaptor.log());
+        let (vm, _client) = adaptor.start_vm_through_death(point);
         assert_eq!(libvirt.virsh("list --all --name").split_whitespace().count(), 1, "{point}");
         if point == "made" {
             libvirt.virsh(&format!("destroy {}", libvirt.virsh("list --name").trim()));

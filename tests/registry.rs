@@ -398,7 +398,7 @@ fn many_files_come_as_fast_as_tar_unpacks_them() {
         return;
     }
     const LEAST: f64 = 0.8;
-    let all = std::env::var_os("OSC_TEST_ALL").is_some();
+    let all = common::all();
     let (registry, containerd, dir) = (Registry::start(), Containerd::start(), tempfile::tempdir().unwrap());
     let data = noise(8 << 10, 4);
     let mut tar = Tar::new();

@@ -161,8 +161,8 @@ fn a_container_in_a_pod_vm_has_its_files_and_its_network() {
 #[test]
 fn a_pod_survives_a_link_that_is_cut_for_a_minute() {
     const CUT: Duration = Duration::from_secs(60);
-    if std::env::var_os("OSC_TEST_ALL").is_none() {
-        return println!("a_pod_survives_a_link: only where everything is tested (OSC_TEST_ALL)");
+    if !common::only_with_all("a_pod_survives_a_link") {
+        return;
     }
     if !common::can_run_vms("a_pod_survives_a_link") || !netns::can_make_namespaces("a_pod_survives_a_link") {
         return;

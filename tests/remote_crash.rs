@@ -24,8 +24,7 @@ use osc::rpc::wire::hypervisor::{
     VersionResponse,
 };
 use osc::rpc::{Client, Code, Context, Server, Service, Status, unary};
-use osc::vm::remote::Remote;
-use osc::vm::{Vm, port};
+use osc::vm::Vm;
 use prost::Message;
 
 /// Points of a start at which the adaptor dies.
@@ -41,14 +40,7 @@ fn an_adaptor_that_dies_at_any_point_loses_no_pod_and_leaves_no_vm() {
     }
     for point in START.into_iter().filter(|p| !p.is_empty()) {
         let mut adaptor = Adaptor::with_fault(point);
-        let id = common::name("crash");
-        let plan = adaptor.plan(&id, Default::default());
-        let starting = std::thread::spawn(move || Remote::start(plan));
-        adaptor.until_dead();
-        adaptor.restart("");
-        let vm = starting.join().unwrap().unwrap_or_else(|e| panic!("{point}: {e}\n{}", adaptor.log()));
-        let client = Client::new(vm.dial(port::AGENT).unwrap());
-        assert!(healthy(&client), "{point}\n{}", adaptor.log());
+        let (vm, _client) = adaptor.start_vm_through_death(point);
         assert_eq!(adaptor.vms().len(), 1, "{point}");
         vm.stop(Duration::ZERO);
         assert!(adaptor.is_empty(), "{point}\n{}", adaptor.log());

@@ -10,7 +10,7 @@ use common::containerd::{Containerd, can_run_containerd};
 use common::{finish, name, pids, until};
 
 fn count() -> usize {
-    if std::env::var_os("OSC_TEST_ALL").is_some() { 200 } else { 20 }
+    if common::all() { 200 } else { 20 }
 }
 
 /// What a process holds.

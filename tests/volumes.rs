@@ -507,7 +507,7 @@ fn a_hundred_thousand_small_files() {
         return;
     }
     // A hundredth of it always.
-    let half: usize = if std::env::var_os("OSC_TEST_ALL").is_some() { 50_000 } else { 500 };
+    let half: usize = if common::all() { 50_000 } else { 500 };
     let cd = Containerd::start();
     let dir = tempfile::tempdir().unwrap();
     for n in 0..half {
@@ -563,10 +563,7 @@ fn huge_pages_are_the_guests() {
 #[test]
 fn fio_verifies_what_it_wrote() {
     // Installed by scripts/test --all.
-    if std::env::var_os("OSC_TEST_ALL").is_none() {
-        return;
-    }
-    if !common::can_run_vms("volumes: fio") {
+    if !common::only_with_all("volumes: fio") || !common::can_run_vms("volumes: fio") {
         return;
     }
     let (dir, name) = (tempfile::tempdir().unwrap(), common::name("fio"));

@@ -6,13 +6,13 @@ mod common;
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{BLOCK, Guest, RUNS, Row, TOTAL, footprint_of, median, report, run, throughput, timed, zeroes};
 use serde_json::json;
 
-fn main() {
+fn main() -> ExitCode {
     let osc: PathBuf = std::env::var_os("OSC_BIN").expect("OSC_BIN names the binary").into();
     let init: PathBuf = std::env::var_os("BENCH_INIT").expect("BENCH_INIT names the do-nothing init").into();
     let dir = tempfile::tempdir().unwrap();
@@ -62,7 +62,7 @@ fn main() {
     }
     rows.extend(footprint(&osc));
     rows.extend(sizes(&osc));
-    report("boot", &rows);
+    report("boot", &rows)
 }
 
 /// A script that runs `true` under virtme-ng with the kernel that osc boots; `None` where virtme-ng is not installed.

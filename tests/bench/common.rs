@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use osc::process::{Ended, Spawn};
@@ -133,10 +133,7 @@ impl Guest {
         ours.read_exact(&mut block[..1]).unwrap();
         let start = Instant::now();
         if mode == "out" {
-            let mut moved = 0;
-            while moved < TOTAL {
-                moved += ours.read(&mut block).unwrap();
-            }
+            swallow(&mut ours, &mut block, 0, TOTAL);
         } else {
             for _ in 0..TOTAL / BLOCK {
                 ours.write_all(&block).unwrap();
@@ -171,7 +168,9 @@ fn shell_words(line: &str) -> Vec<String> {
     words
 }
 
-pub fn report(name: &str, rows: &[Row]) {
+/// Prints the table and writes it to target/bench; the status says whether a goal was missed.
+#[must_use]
+pub fn report(name: &str, rows: &[Row]) -> ExitCode {
     println!("{:<48} {:>10} {:<6} {:>19} {:>8} {:<10}", "", "median", "", "quartiles", "ratio", "goal");
     let mut list = Vec::new();
     let mut missed = false;
@@ -187,7 +186,7 @@ pub fn report(name: &str, rows: &[Row]) {
     }
     fs::create_dir_all("target/bench").unwrap();
     fs::write(format!("target/bench/{name}.json"), serde_json::to_string_pretty(&list).unwrap()).unwrap();
-    std::process::exit(i32::from(missed));
+    ExitCode::from(u8::from(missed))
 }
 
 fn holds(goal: &str, value: f64) -> bool {
@@ -195,6 +194,15 @@ fn holds(goal: &str, value: f64) -> bool {
         Some(("<=", n)) => value <= n.parse::<f64>().unwrap(),
         Some((">=", n)) => value >= n.parse::<f64>().unwrap(),
         _ => true,
+    }
+}
+
+/// Reads until `moved` bytes have become `total`.
+pub fn swallow(from: &mut impl Read, block: &mut [u8], mut moved: usize, total: usize) {
+    while moved < total {
+        let n = from.read(block).unwrap();
+        assert!(n > 0, "{moved} bytes came");
+        moved += n;
     }
 }
 
@@ -210,12 +218,7 @@ pub fn throughput(mut child: Child) -> f64 {
     let mut block = vec![0; BLOCK];
     from.read_exact(&mut block[..1]).unwrap();
     let begun = Instant::now();
-    let mut moved = 0;
-    while moved < TOTAL {
-        let n = from.read(&mut block).unwrap();
-        assert!(n > 0, "{moved} bytes came");
-        moved += n;
-    }
+    swallow(&mut from, &mut block, 0, TOTAL);
     let took = begun.elapsed();
     child.wait().unwrap();
     TOTAL as f64 / 1e6 / took.as_secs_f64()

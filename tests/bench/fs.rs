@@ -7,28 +7,15 @@ mod files;
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use common::{Guest, Row, median, report, run};
 use osc::fs::virtiofsd::{Options, Virtiofsd};
-use osc::process::Ledger;
 
 const RUNS: usize = 5;
 
-/// Nobody cleans up after a benchmark but itself.
-struct Nobody;
-
-impl Ledger for Nobody {
-    fn intent(&self, _: &str, _: &str) -> std::io::Result<()> {
-        Ok(())
-    }
-
-    fn spawned(&self, _: &str, _: &str, _: i32, _: u64) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-fn main() {
+fn main() -> ExitCode {
     let osc: PathBuf = std::env::var_os("OSC_BIN").expect("OSC_BIN names the binary").into();
     let init: PathBuf = std::env::var_os("BENCH_INIT").expect("BENCH_INIT names the do-nothing init").into();
     let dir = tempfile::tempdir().unwrap();
@@ -60,8 +47,7 @@ fn main() {
             goal: ">= 0.95",
         })
         .collect();
-    drop(dir);
-    report("fs", &rows);
+    report("fs", &rows)
 }
 
 /// Seconds of each step.
@@ -75,7 +61,7 @@ fn seconds(from: impl BufRead) -> Vec<f64> {
 fn hand_mounted(guest: &Guest, tree: &Path, socket: &Path) -> Vec<f64> {
     let _ = std::fs::remove_file(socket);
     let listener = UnixListener::bind(socket).unwrap();
-    let daemon = Virtiofsd::start(&Options::default(), tree, listener, &Nobody).unwrap();
+    let daemon = Virtiofsd::start(&Options::default(), tree, listener, &()).unwrap();
     let (ours, theirs) = UnixStream::pair().unwrap();
     let child = guest.start("fs", theirs.into());
     ours.set_read_timeout(Some(Duration::from_secs(120))).unwrap();

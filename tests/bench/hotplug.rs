@@ -8,6 +8,7 @@ mod common;
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use common::{RUNS, median, report, run, timed};
@@ -20,7 +21,7 @@ use osc::rpc::{Client, Stream};
 /// What is asked for, in addition to 1 vCPU and 2 GiB.
 const MEMORY: i64 = 1 << 30;
 
-fn main() {
+fn main() -> ExitCode {
     let osc: PathBuf = std::env::var_os("OSC_BIN").expect("OSC_BIN names the binary").into();
     run(&osc, &["image", "build", "--if-needed"]);
     let cd = Containerd::start();
@@ -38,7 +39,7 @@ fn main() {
             timed("2 vCPUs and 1 GiB brought online by the kernel", &kernels, "ms", None, ""),
             timed("the same, from the request to usable", &ours, "ms", Some(median(&kernels)), "<= 1.5"),
         ],
-    );
+    )
 }
 
 /// (ours, the kernel's own), ms.

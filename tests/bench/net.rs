@@ -12,6 +12,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::symlink;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use common::{RUNS, median, report, timed};
@@ -34,7 +35,7 @@ const REQUESTS: usize = 200;
 const IPERF: u16 = 5201;
 const ROUND: &str = "2";
 
-fn main() {
+fn main() -> ExitCode {
     let guest = Guest::start();
     let (mut redirected, mut bridged) = (Figures::default(), Figures::default());
     let (mut veth, mut vxlan) = (vec![], vec![]);
@@ -48,8 +49,6 @@ fn main() {
         vxlan.push(between(&tunnel.podns, &tunnel.pod.peer));
         eprintln!("net {}/{RUNS}", i + 1);
     }
-    // The report ends the process.
-    drop((guest, plain, tunnel));
     let rows = [
         timed("into the guest, its tap bridged", &bridged.into, "MB/s", None, ""),
         timed("into the guest, redirected", &redirected.into, "MB/s", Some(median(&bridged.into)), ">= 0.90"),
@@ -60,7 +59,7 @@ fn main() {
         timed("between namespaces, plain veth", &veth, "MB/s", None, ""),
         timed("between namespaces, VXLAN", &vxlan, "MB/s", Some(median(&veth)), ">= 0.70"),
     ];
-    report("net", &rows);
+    report("net", &rows)
 }
 
 /// What is measured of a guest.

@@ -14,11 +14,11 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use adaptor::{Adaptor, healthy};
-use bench::{Guest, RUNS, Row, median, report, run, timed};
+use bench::{Guest, RUNS, Row, median, report, run, swallow, timed};
 use netns::{Netns, POD_V4, Pod, sh};
 use osc::net::vxlan::{self, FIRST_VNI, PORT};
 use osc::net::{Namespace, endpoint};
@@ -34,11 +34,17 @@ const SINK: u16 = 7000;
 /// A pod VM's image of the field, MB (`field/peerpods.md`, section 6).
 const FIELD_IMAGE: f64 = 631.0 * 1.048_576;
 
-fn main() {
+fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
     match args.get(1).map(String::as_str) {
-        Some("sink") => return sink(),
-        Some("source") => return source(&args[2]),
+        Some("sink") => {
+            sink();
+            return ExitCode::SUCCESS;
+        }
+        Some("source") => {
+            source(&args[2]);
+            return ExitCode::SUCCESS;
+        }
         _ => {}
     }
     let osc: PathBuf = std::env::var_os("OSC_BIN").expect("OSC_BIN names the binary").into();
@@ -94,7 +100,7 @@ fn main() {
         baseline: Some(FIELD_IMAGE),
         goal: "<= 0.1",
     });
-    report("peer", &rows);
+    report("peer", &rows)
 }
 
 /// From CreateVM until the agent has answered, ms.
@@ -112,10 +118,7 @@ fn pod_vm(adaptor: &Adaptor) -> f64 {
 
 /// Seconds that each phase has taken so far.
 fn phase_sums(metrics: &str) -> BTreeMap<String, f64> {
-    let mut text = String::new();
-    let mut http = TcpStream::connect(metrics).unwrap();
-    http.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-    http.read_to_string(&mut text).unwrap();
+    let text = osc::rpc::http::get(TcpStream::connect(metrics).unwrap(), "/metrics", Duration::from_secs(5)).unwrap().1;
     let sums = text.lines().filter(|l| l.contains("_sum{phase=\""));
     sums.filter_map(|l| {
         let (phase, rest) = l.split_once("phase=\"")?.1.split_once('"')?;
@@ -177,11 +180,9 @@ fn sink() {
     std::io::stdout().flush().unwrap();
     let mut stream = listener.accept().unwrap().0;
     let mut block = vec![0; BLOCK];
-    let mut moved = stream.read(&mut block).unwrap();
+    let moved = stream.read(&mut block).unwrap();
     let begun = Instant::now();
-    while moved < TOTAL {
-        moved += stream.read(&mut block).unwrap();
-    }
+    swallow(&mut stream, &mut block, moved, TOTAL);
     println!("{}", begun.elapsed().as_secs_f64());
 }
 

@@ -7,13 +7,14 @@ mod common;
 
 use std::io::Read;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use common::{Guest, RUNS, footprint_of, median, report, run, throughput, timed, zeroes};
 use harness::containerd::{Containerd, KATA, RUNC};
 use harness::{name, until};
 
-fn main() {
+fn main() -> ExitCode {
     let osc: PathBuf = std::env::var_os("OSC_BIN").expect("OSC_BIN names the binary").into();
     let init: PathBuf = std::env::var_os("BENCH_INIT").expect("BENCH_INIT names the do-nothing init").into();
     let dir = tempfile::tempdir().unwrap();
@@ -51,7 +52,7 @@ fn main() {
     std::thread::sleep(Duration::from_secs(3));
     rows.extend(footprint_of(&id, "containerd-shim-kata"));
     cd.remove(&id);
-    report("start", &rows);
+    report("start", &rows)
 }
 
 /// From the exec of `ctr run` to the first byte of its command, ms.

@@ -14,6 +14,7 @@ use osc::rpc::wire::google::{Any, Empty};
 use osc::rpc::wire::options::Options;
 use osc::rpc::wire::task as wire;
 use osc::vm::remote::{Plan, Remote};
+use osc::vm::{Vm, port};
 use prost::Message;
 use serde_json::{Value, json};
 
@@ -107,6 +108,18 @@ impl Adaptor {
         let annotations = annotations.map(|(k, v)| (k.to_owned(), v.to_owned()));
         let (socket, timeout) = (self.socket(), common::LIMIT);
         Plan { id: id.into(), socket, timeout, annotations: BTreeMap::from(annotations), netns }
+    }
+
+    /// A VM in whose start the adaptor dies, at its fault; the next one brings it up. With a connection to its agent.
+    pub fn start_vm_through_death(&mut self, point: &str) -> (Arc<Remote>, Client) {
+        let plan = self.plan(&common::name("crash"), Default::default());
+        let starting = std::thread::spawn(move || Remote::start(plan));
+        self.until_dead();
+        self.restart("");
+        let vm = starting.join().unwrap().unwrap_or_else(|e| panic!("{point}: {e}\n{}", self.log()));
+        let client = Client::new(vm.dial(port::AGENT).unwrap());
+        assert!(healthy(&client), "{point}\n{}", self.log());
+        (vm, client)
     }
 
     pub fn start_vm(&self, id: &str, netns: PathBuf) -> Arc<Remote> {

@@ -38,6 +38,19 @@ pub fn can_run_vms(test: &str) -> bool {
     missing.is_empty()
 }
 
+/// Whether what takes long is tested, too.
+pub fn all() -> bool {
+    std::env::var_os("OSC_TEST_ALL").is_some()
+}
+
+/// True there; says aloud where not.
+pub fn only_with_all(test: &str) -> bool {
+    if !all() {
+        println!("{test}: only where everything is tested (OSC_TEST_ALL)");
+    }
+    all()
+}
+
 /// A name that no other test has.
 pub fn name(test: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);

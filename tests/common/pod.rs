@@ -31,7 +31,7 @@ impl<'a> Pod<'a> {
 
     pub fn exec(&self, container: &str, script: &str) -> String {
         let out = self.cd.exec(container, &name("exec"), &["sh", "-c", script]);
-        assert_eq!(out.status, 0, "{script}: {out:?}");
+        assert_eq!(out.status, 0, "{script}: {out:?}\n{}", self.cd.log());
         out.stdout.trim().to_owned()
     }
 

@@ -68,9 +68,13 @@ fn main() -> ExitCode {
 /// A script that runs `true` under virtme-ng with the kernel that osc boots; `None` where virtme-ng is not installed.
 fn virtme_ng(guest: &Guest, dir: &Path) -> Option<String> {
     let virtme = std::env::var("BENCH_VNG").ok().filter(|v| !v.is_empty())?;
-    let release = guest.kernel().parent()?.file_name()?.to_str()?.to_owned();
-    let source = [format!("/lib/modules/{release}"), format!("/var/cache/kata-containers/kernels/{release}")];
-    let source = source.into_iter().find(|s| Path::new(s).join("vmlinuz").exists())?;
+    // Images lie below the release of their kernel.
+    let names = guest.kernel().ancestors().skip(1).filter_map(|dir| dir.file_name()?.to_str());
+    let kernels = |release: &str| {
+        let source = ["/lib/modules", "/var/cache/kata-containers/kernels"].map(|base| format!("{base}/{release}"));
+        Some((release.to_owned(), source.into_iter().find(|s| Path::new(s).join("vmlinuz").exists())?))
+    };
+    let (release, source) = names.into_iter().find_map(kernels)?;
     // It knows a kernel's modules by the kernel's name, and looks for them in one place.
     let modules = match source.strip_prefix("/var") {
         Some(_) => format!(

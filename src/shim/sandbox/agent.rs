@@ -23,17 +23,40 @@ const QUICK: Duration = Duration::from_secs(60);
 /// How long calls took, by method.
 pub static CALLS: Durations = Durations::new();
 
+/// What an agent that has stdio on streams of its own says of itself: it is ours, and goes beyond Kata's.
+pub const STREAMS: &str = "stdio-streams";
+
 pub struct Agent {
     vm: Arc<dyn Vm>,
     control: Client,
     bulk: OnceLock<Client>,
+    details: OnceLock<wire::AgentDetails>,
 }
 
 impl Agent {
     /// Dials the agent. Does not wait for it: the first call waits in the channel.
     pub fn dial(vm: Arc<dyn Vm>) -> Result<Agent> {
         let control = Client::new(vm.dial(port::AGENT)?);
-        Ok(Agent { vm, control, bulk: OnceLock::new() })
+        Ok(Agent { vm, control, bulk: OnceLock::new(), details: OnceLock::new() })
+    }
+
+    /// What it says of itself. Asked once; one that does not know the question says nothing.
+    pub fn details(&self) -> Result<&wire::AgentDetails, Status> {
+        if let Some(known) = self.details.get() {
+            return Ok(known);
+        }
+        let request = wire::GuestDetailsRequest::default();
+        let details = match self.ask::<_, wire::GuestDetailsResponse>("GetGuestDetails", &request) {
+            Ok(answer) => answer.agent_details.unwrap_or_default(),
+            Err(s) if s.code == Code::Unimplemented => wire::AgentDetails::default(),
+            Err(s) => return Err(s),
+        };
+        Ok(self.details.get_or_init(|| details))
+    }
+
+    /// Whether it names `feature` among those that go beyond Kata.
+    pub fn offers(&self, feature: &str) -> Result<bool, Status> {
+        Ok(self.details()?.extra_features.iter().any(|f| f == feature))
     }
 
     /// Returns when the agent answers, or with what kept it from doing so.
@@ -74,6 +97,11 @@ impl Agent {
         }
         let stream = self.vm.dial(port::AGENT).map_err(|e| Status::new(Code::Unavailable, e.to_string()))?;
         Ok(self.bulk.get_or_init(|| Client::new(stream)))
+    }
+
+    /// True once no answer will come any more.
+    pub fn closed(&self) -> bool {
+        self.control.closed()
     }
 
     /// No more answers: whoever waits for one is told `Unavailable`.

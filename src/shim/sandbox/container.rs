@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, SystemTime};
 
 use super::Sandbox;
-use super::agent::failed;
+use super::agent::{STREAMS, failed};
 use super::hooks::{self, HookState};
 use super::io::{Copies, Stdio, Streams};
 use super::process::{Exit, LOST, Process, State};
@@ -103,7 +103,15 @@ impl Container {
             sandbox.sizing.release(&id, sandbox.vm.as_ref(), &sandbox.agent);
             e
         };
+        let details = sandbox.agent.details().map_err(|s| unsize(failed("GetGuestDetails", s)))?;
+        let ours = details.extra_features.iter().any(|f| f == STREAMS);
+        if !ours {
+            super::spec::to_stock(&mut spec, details.supports_seccomp);
+        }
         let mut placed = volume::place(&id, &bundle, rootfs, &mut spec, sandbox.place()).map_err(unsize)?;
+        if !ours {
+            placed.to_stock();
+        }
         let state = HookState { id: &id, status: "creating", pid: std::process::id() as i32, bundle: &bundle };
         let made = hooks::before_create(&hooks, &state).and_then(|()| sandbox.hold_volumes(&placed.pod_storages)).and_then(|()| {
             let request = wire::CreateContainerRequest {
@@ -146,9 +154,9 @@ impl Container {
     fn create_in_guest(sandbox: &Sandbox, mut request: wire::CreateContainerRequest, stdio: Stdio) -> Result<Arc<Process>> {
         let id = request.container_id.clone();
         let (terminal, names) = (stdio.terminal, stdio.names.clone());
-        let streams = Streams::dial(sandbox.vm.as_ref(), &stdio)?;
+        let streams = Streams::open(sandbox.vm.as_ref(), &sandbox.agent, &stdio)?;
         (request.stdin_port, request.stdout_port, request.stderr_port) = streams.ports();
-        let copies = Copies::start(&id, stdio, streams).map_err(|e| Failure::new(Stage::Container, format!("stdio of {id}: {e}")))?;
+        let mut copies = Copies::start(&id, stdio, streams).map_err(|e| Failure::new(Stage::Container, format!("stdio of {id}: {e}")))?;
         let timeout = Some(sandbox.config.create_container_timeout);
         let made: Result<crate::rpc::wire::google::Empty, _> = sandbox.agent.call("CreateContainer", &request, timeout);
         match made {
@@ -217,7 +225,7 @@ impl Container {
             );
         }
         let (terminal, names) = (stdio.terminal, stdio.names.clone());
-        let streams = Streams::dial(sandbox.vm.as_ref(), &stdio)?;
+        let streams = Streams::open(sandbox.vm.as_ref(), &sandbox.agent, &stdio)?;
         let ports = streams.ports();
         let copies = Copies::start(exec, stdio, streams).map_err(|e| Failure::new(Stage::Container, format!("stdio of {exec}: {e}")))?;
         let added = Process::new(&self.id, exec, terminal, names, copies);
@@ -264,7 +272,7 @@ impl Container {
             return Err(failure);
         }
         if let Some(copies) = process.copies.lock().unwrap_or_else(|p| p.into_inner()).as_mut() {
-            copies.begin_stdin(if process.exec.is_empty() { &process.container } else { &process.exec });
+            copies.begin(&sandbox.agent, &process.container, if process.exec.is_empty() { &process.container } else { &process.exec });
         }
         process.set(State::Running);
         sandbox.tell(&Event::Started { container: process.container.clone(), exec: process.exec.clone() });
@@ -392,6 +400,10 @@ fn watch(sandbox: &Weak<Sandbox>, container: &Weak<Container>, process: &Process
     let Some(strong) = sandbox.upgrade() else { return };
     let agent = strong.agent.clone();
     drop(strong);
+    let first = process.copies.lock().unwrap_or_else(|p| p.into_inner()).as_ref().and_then(Copies::end_first);
+    if let Some(outputs) = first {
+        outputs.wait_end();
+    }
     let answer: Result<wire::WaitProcessResponse, _> = agent.call("WaitProcess", &request, None);
     let starting = process.starting.lock().unwrap_or_else(|p| p.into_inner());
     if matches!(process.state(), State::Stopped(_)) {

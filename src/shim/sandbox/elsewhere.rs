@@ -16,7 +16,6 @@ use super::record::{Record, Thing};
 use crate::config::{Config, Origin};
 use crate::error::{At, Result, Stage};
 use crate::net::Namespace;
-use crate::rpc::wire::agent as wire;
 use crate::rpc::wire::guest_pull::IMAGE_PULL;
 use crate::shim::progress::Progress;
 use crate::vm::Vm;
@@ -30,6 +29,9 @@ const IDENTITY: [(&str, &[&str]); 2] = [
         &["io.kubernetes.cri.sandbox-namespace", "io.kubernetes.cri-o.Namespace", "io.kubernetes.pod.namespace"],
     ),
 ];
+
+/// What an agent that takes connections to the guest's localhost says of itself.
+const FORWARDS: &str = "tcp-forward";
 
 /// Before what a pod asks of the provider.
 const HYPERVISOR: &str = "io.katacontainers.config.hypervisor.";
@@ -76,11 +78,8 @@ pub(super) fn boot(new: &NewSandbox, record: &Record, progress: &Progress) -> Re
     agent.wait_ready(limit).map_err(|s| stop(vm.boot_failure(&s.message)))?;
 
     progress.stage("sandbox");
-    let made = seed(&agent).and_then(|()| create_in_guest(new, &agent, false)).and_then(|()| {
-        let request = wire::GuestDetailsRequest::default();
-        agent.ask::<_, wire::GuestDetailsResponse>("GetGuestDetails", &request)
-    });
-    let details = made.map_err(|s| stop(failed("set up the pod VM", s).stage(Stage::Agent)))?.agent_details.unwrap_or_default();
+    let made = seed(&agent).and_then(|()| create_in_guest(new, &agent, false)).and_then(|()| agent.details());
+    let details = made.map_err(|s| stop(failed("set up the pod VM", s).stage(Stage::Agent)))?;
     let streams = details.extra_features.iter().any(|f| f == FEATURE);
     let pulls = match (config.force_guest_pull, details.storage_handlers.iter().any(|d| d == IMAGE_PULL)) {
         (true, _) => Wish::Always,
@@ -89,7 +88,8 @@ pub(super) fn boot(new: &NewSandbox, record: &Record, progress: &Progress) -> Re
     };
     let live = Live::new(vm.clone(), agent.clone());
     let files = Files::copied_to(Copies::new(vm.clone(), agent.clone(), streams, pulls), live);
-    let localhost = new.netns.as_deref().and_then(|netns| localhost(netns, &vm, record));
+    let forwards = details.extra_features.iter().any(|f| f == FORWARDS);
+    let localhost = new.netns.as_deref().filter(|_| forwards).and_then(|netns| localhost(netns, &vm, record));
     Ok(Booted { image: None, files, daemon: None, vm: vm.clone(), agent, network: None, localhost })
 }
 

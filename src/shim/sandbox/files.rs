@@ -86,12 +86,13 @@ impl Files {
     }
 
     pub fn unbind(&self, name: &str) -> io::Result<()> {
-        let live = self.live.as_ref().map_or(Ok(()), |live| live.remove(name));
-        let rest = match &self.way {
-            Way::Shared(share) => share.unbind(name),
-            Way::Copied(copies) => copies.remove(name),
-        };
-        live.and(rest)
+        let live = self.live.as_ref().map_or(Ok(false), |live| live.remove(name));
+        match (&self.way, live) {
+            // It was there as well.
+            (Way::Shared(share), live) => live.map(drop).and(share.unbind(name)),
+            (Way::Copied(copies), Ok(false)) => copies.remove(name),
+            (Way::Copied(_), live) => live.map(drop),
+        }
     }
 
     /// Whether the guest is to pull roots that nobody asked it to.

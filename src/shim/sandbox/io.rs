@@ -11,7 +11,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::error::Result;
+use super::agent::{Agent, STREAMS, failed};
+use super::calls::{self, Calls};
+use crate::error::{At, Result, Stage};
 use crate::rpc::Stream;
 use crate::rpc::wire::agent::NO_STREAM;
 use crate::vm::{Vm, port};
@@ -81,25 +83,38 @@ pub trait Sink: Write + Send + std::fmt::Debug {
 
 impl Sink for File {}
 
+/// An output that nobody wants to know of.
+impl Sink for io::Sink {}
+
 /// A reader of our own that a fifo is kept open with.
 pub type Hold = Arc<Mutex<Option<File>>>;
 
-/// The streams of one process, dialled before the agent is told of them.
+/// The streams of one process, made before the agent is told of them.
 #[derive(Debug)]
 pub struct Streams {
     stdin: Option<Stream>,
     stdout: Option<Stream>,
     stderr: Option<Stream>,
+    /// Where the agent is asked call by call.
+    calls: Option<Calls>,
 }
 
 impl Streams {
-    pub fn dial(vm: &dyn Vm, stdio: &Stdio) -> Result<Streams> {
+    pub fn open(vm: &dyn Vm, agent: &Agent, stdio: &Stdio) -> Result<Streams> {
+        if !agent.offers(STREAMS).map_err(|s| failed("GetGuestDetails", s))? {
+            let (ours, calls) = calls::sockets(stdio).at(Stage::Container, || "sockets for stdio")?;
+            return Ok(Streams { stdin: ours.stdin, stdout: ours.stdout, stderr: ours.stderr, calls: Some(calls) });
+        }
         let dial = |wanted: bool| wanted.then(|| vm.dial(port::STDIO)).transpose();
-        Ok(Streams { stdin: dial(stdio.stdin.is_some())?, stdout: dial(stdio.stdout.is_some())?, stderr: dial(stdio.stderr.is_some())? })
+        let (stdin, stdout, stderr) = (dial(stdio.stdin.is_some())?, dial(stdio.stdout.is_some())?, dial(stdio.stderr.is_some())?);
+        Ok(Streams { stdin, stdout, stderr, calls: None })
     }
 
     /// (stdin_port, stdout_port, stderr_port).
     pub fn ports(&self) -> (u32, u32, u32) {
+        if self.calls.is_some() {
+            return (0, 0, 0);
+        }
         let id = |s: &Option<Stream>| s.as_ref().and_then(Stream::id).unwrap_or(NO_STREAM);
         (id(&self.stdin), id(&self.stdout), id(&self.stderr))
     }
@@ -123,12 +138,15 @@ pub struct Copies {
     holds: Vec<Hold>,
     /// Where a reason goes that no command of the container wrote.
     last_word: Option<Shared>,
+    /// Taken when the process starts.
+    calls: Option<Calls>,
+    by_calls: bool,
     flow: Arc<Flow>,
 }
 
 /// How far the outputs are.
 #[derive(Debug)]
-struct Flow {
+pub struct Flow {
     state: Mutex<FlowState>,
     changed: Condvar,
 }
@@ -149,6 +167,11 @@ impl Flow {
         act(&mut state);
         state.since = Instant::now();
         self.changed.notify_all();
+    }
+
+    /// Waits until every output has ended.
+    pub fn wait_end(&self) {
+        self.wait(None, None);
     }
 
     /// Waits until every output has ended. False after `idle` in which no byte came from the guest, or at `until`.
@@ -178,14 +201,20 @@ impl Copies {
         let (told, tell) = crate::process::pipe()?;
         let state = FlowState { open: 0, writing: 0, since: Instant::now() };
         let flow = Arc::new(Flow { state: Mutex::new(state), changed: Condvar::new() });
-        let mut copies = Copies { tell, stdin: None, outputs: Vec::new(), holds: Vec::new(), last_word: None, flow };
+        let by_calls = streams.calls.is_some();
+        let (stdin, outputs, holds, last_word) = Default::default();
+        let mut copies = Copies { tell, stdin, outputs, holds, last_word, calls: streams.calls, by_calls, flow };
         for (stream, sink) in [(streams.stdout, stdio.stdout), (streams.stderr, stdio.stderr)] {
-            let (Some(stream), Some(sink)) = (stream, sink) else { continue };
+            let Some(stream) = stream else { continue };
+            let wanted = sink.is_some();
+            let sink = sink.unwrap_or_else(|| Box::new(io::sink()));
             copies.outputs.push(stream.try_clone()?);
             copies.holds.extend(sink.hold());
             let told = sink.takes_last_word();
             let sink: Shared = Arc::new(Mutex::new(sink));
-            copies.last_word = told.then(|| sink.clone());
+            if wanted {
+                copies.last_word = told.then(|| sink.clone());
+            }
             copies.flow.change(|s| s.open += 1);
             let flow = copies.flow.clone();
             crate::thread::start(&format!("out-{name}"), move || {
@@ -199,8 +228,11 @@ impl Copies {
         Ok(copies)
     }
 
-    /// The process runs: its stdin flows.
-    pub fn begin_stdin(&mut self, name: &str) {
+    /// The process runs: its stdin flows, and what an agent has to be asked for is asked for.
+    pub fn begin(&mut self, agent: &Arc<Agent>, container: &str, name: &str) {
+        if let Some(calls) = self.calls.take() {
+            calls.begin(agent, container, name);
+        }
         let Some((source, stream, told)) = self.stdin.take() else { return };
         let text = name.to_owned();
         crate::thread::start(&format!("in-{name}"), move || match source.open() {
@@ -212,6 +244,11 @@ impl Copies {
         });
     }
 
+    /// Where the outputs must have ended before the process's end may be asked for.
+    pub fn end_first(&self) -> Option<Arc<Flow>> {
+        self.by_calls.then(|| self.flow.clone())
+    }
+
     /// stdin is at its end: what was written to the source before still arrives.
     pub fn close_stdin(&self) {
         let _ = (&self.tell).write_all(CLOSE);
@@ -220,8 +257,10 @@ impl Copies {
     /// The process is gone: no more stdin, and its last output is awaited. With `idle`, only until the guest was silent
     /// that long (a grandchild may hold the pipe open for ever). A reader who is slow is waited for; where nobody reads at
     /// all, what does not fit the fifo is dropped after [`HOLD`]. True if all of it arrived; no descriptor is left.
-    pub fn finish(&self, idle: Option<Duration>) -> bool {
+    pub fn finish(&mut self, idle: Option<Duration>) -> bool {
         let _ = (&self.tell).write_all(STOP);
+        // Of a process that never ran.
+        drop(self.calls.take());
         let begun = Instant::now();
         let mut whole = self.flow.wait(idle, Some(begun + HOLD));
         if !whole && begun.elapsed() >= HOLD {

@@ -12,7 +12,7 @@ use std::hash::{DefaultHasher, Hasher};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -21,7 +21,6 @@ use rustix::fs::inotify::{self, ReadFlags, WatchFlags};
 use super::agent::Agent;
 use super::trees;
 use crate::fs::oci;
-use crate::rpc::wire::agent as wire;
 use crate::vm::Vm;
 
 /// What an agent that keeps such volumes says of itself.
@@ -57,7 +56,6 @@ pub fn changes(source: &Path) -> bool {
 pub struct Live {
     vm: Arc<dyn Vm>,
     agent: Arc<Agent>,
-    offered: OnceLock<bool>,
     state: Mutex<State>,
 }
 
@@ -83,16 +81,12 @@ struct Volume {
 
 impl Live {
     pub fn new(vm: Arc<dyn Vm>, agent: Arc<Agent>) -> Arc<Live> {
-        Arc::new(Live { vm, agent, offered: OnceLock::new(), state: Mutex::default() })
+        Arc::new(Live { vm, agent, state: Mutex::default() })
     }
 
     /// Whether the guest's agent keeps such volumes.
     pub fn offered(&self) -> bool {
-        *self.offered.get_or_init(|| {
-            let details: Result<wire::GuestDetailsResponse, _> = self.agent.ask("GetGuestDetails", &wire::GuestDetailsRequest::default());
-            let features = details.ok().and_then(|d| d.agent_details).unwrap_or_default().extra_features;
-            features.iter().any(|f| f == FEATURE)
-        })
+        self.agent.offers(FEATURE).unwrap_or(false)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -110,10 +104,10 @@ impl Live {
         Ok(format!("{GUEST}/{name}/tree"))
     }
 
-    /// Takes a volume away. One that is not there is no error.
-    pub fn remove(&self, name: &str) -> io::Result<()> {
+    /// Takes a volume away; answers whether there was one.
+    pub fn remove(&self, name: &str) -> io::Result<bool> {
         let mut state = self.state();
-        let Some(volume) = state.volumes.remove(name) else { return Ok(()) };
+        let Some(volume) = state.volumes.remove(name) else { return Ok(false) };
         let shared = state.volumes.values().any(|v| v.number == volume.number);
         if let Some(watch) = state.watch.as_ref().filter(|_| !shared) {
             // A directory that has gone has taken its watch along.
@@ -121,9 +115,9 @@ impl Live {
         }
         drop(state);
         if self.vm.ended().is_some() {
-            return Ok(());
+            return Ok(true);
         }
-        trees::ask(self.vm.as_ref(), &format!("REMOVE {GUEST}/{name}"), |_| Ok(())).map(drop)
+        trees::ask(self.vm.as_ref(), &format!("REMOVE {GUEST}/{name}"), |_| Ok(())).map(|_| true)
     }
 
     /// The inotify instance, with the thread that reads it.

@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod block;
 mod boot;
+mod calls;
 pub mod cgroup;
 pub mod cleanup;
 pub mod container;

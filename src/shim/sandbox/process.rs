@@ -91,7 +91,7 @@ impl Process {
     pub(super) fn drain(&self, last_word: Option<&str>) {
         let copies = self.copies.lock().unwrap_or_else(|p| p.into_inner()).take();
         let idle = if self.exec.is_empty() { None } else { Some(EXEC_DRAIN) };
-        if let Some(copies) = copies {
+        if let Some(mut copies) = copies {
             let whole = copies.finish(idle);
             if let Some(word) = last_word {
                 copies.say(&format!("osc: {word}\n"));

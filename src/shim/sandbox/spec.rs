@@ -41,6 +41,17 @@ pub fn to_guest(spec: &mut Spec, disable_seccomp: bool) -> Result<Hooks> {
     Ok(hooks)
 }
 
+/// What Kata's agent is not told: it adds the PID namespace itself, of its own or the sandbox's, and runs no hooks that it has
+/// not looked for itself. A filter for system calls goes where it was built with the means for one.
+pub fn to_stock(spec: &mut Spec, seccomp: bool) {
+    spec.hooks = None;
+    let Some(linux) = spec.linux.as_mut() else { return };
+    linux.namespaces.retain(|n| n.r#type != "pid");
+    if !seccomp && linux.seccomp.take().is_some() {
+        log::warn!("this guest's agent knows no seccomp: system calls are not filtered");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,6 +88,16 @@ mod tests {
         assert_eq!(linux.namespaces.len(), 1);
         assert_eq!((linux.namespaces[0].r#type.as_str(), linux.namespaces[0].path.as_str()), ("pid", ""));
         assert!(linux.seccomp.is_some());
+    }
+
+    #[test]
+    fn a_stock_agent_is_told_what_it_knows() {
+        let mut s = spec();
+        to_guest(&mut s, false).unwrap();
+        to_stock(&mut s, true);
+        assert!(s.hooks.is_none() && s.linux.as_ref().unwrap().namespaces.is_empty() && s.linux.as_ref().unwrap().seccomp.is_some());
+        to_stock(&mut s, false);
+        assert!(s.linux.unwrap().seccomp.is_none());
     }
 
     #[test]

@@ -34,6 +34,9 @@ use crate::rpc::wire::oci::{LinuxHugepageLimit, Mount, Root, Spec};
 /// Where the sandbox's shared memory is mounted in the guest.
 pub const GUEST_SHM: &str = "/run/kata-containers/sandbox/shm";
 
+/// Directories that the agent makes for an overlay (Kata's name).
+const CREATE_DIRECTORY: &str = "io.katacontainers.volume.overlayfs.create_directory";
+
 /// A container's root file system on the host.
 #[derive(Clone, Debug)]
 pub enum Rootfs {
@@ -71,6 +74,19 @@ pub struct To<'a> {
     pub files: &'a Files,
     pub record: &'a Record,
     pub disks: &'a Arc<Disks>,
+}
+
+impl Placed {
+    /// For Kata's agent, which knows no volumes of a pod but its containers' (it keeps what is shared), and makes the directories
+    /// of an overlay where it is told to.
+    pub(super) fn to_stock(&mut self) {
+        for storage in self.storages.iter_mut().filter(|s| s.driver == "overlayfs") {
+            let made = storage.options.iter().filter_map(|o| o.strip_prefix("upperdir=").or(o.strip_prefix("workdir=")));
+            storage.driver_options.extend(made.map(|directory| format!("{CREATE_DIRECTORY}={directory}")));
+        }
+        let shared = std::mem::take(&mut self.pod_storages).into_iter().map(|s| Storage { shared: true, ..s });
+        self.storages.splice(0..0, shared);
+    }
 }
 
 impl super::Sandbox {

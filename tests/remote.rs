@@ -62,18 +62,6 @@ fn a_pod_vm_is_made_reached_survives_its_adaptor_and_goes() {
     adaptor.kill();
 }
 
-/// A volume as the kubelet's atomic writer leaves it: `..data` names the current version.
-fn publish(dir: &std::path::Path, version: &str, value: &str) {
-    use std::os::unix::fs::symlink;
-    fs::create_dir_all(dir.join(version)).unwrap();
-    fs::write(dir.join(version).join("key"), value).unwrap();
-    if !dir.join("key").is_symlink() {
-        symlink("..data/key", dir.join("key")).unwrap();
-    }
-    symlink(version, dir.join("..data_tmp")).unwrap();
-    fs::rename(dir.join("..data_tmp"), dir.join("..data")).unwrap();
-}
-
 const APP: &str = r#"
     cat /secret/key
     cat /h1/key /h2/key; echo changed > /h1/new
@@ -100,13 +88,13 @@ fn a_container_in_a_pod_vm_has_its_files_and_its_network() {
     let kubelet = player.path("pods/uid");
     let (secret, scratch) = (kubelet.join("volumes/kubernetes.io~secret/s"), kubelet.join("volumes/kubernetes.io~empty-dir/e"));
     let last = kubelet.join("containers/app/0123");
-    publish(&secret, "..one", "one\n");
+    common::publish(&secret, "..one", "one\n");
     fs::create_dir_all(&scratch).unwrap();
     fs::create_dir_all(last.parent().unwrap()).unwrap();
     fs::write(&last, "").unwrap();
     // Directories of the host, which the pod VM is not on.
     let hosts = ["h1", "h2"].map(|n| player.path(n));
-    hosts.iter().for_each(|h| publish(h, "..v", "of the host\n"));
+    hosts.iter().for_each(|h| common::publish(h, "..v", "of the host\n"));
 
     let annotations =
         json!({"io.kubernetes.cri-o.ContainerType": "sandbox", "io.kubernetes.cri-o.SandboxID": id, "io.kubernetes.cri-o.KubeName": "web"});
@@ -138,7 +126,7 @@ fn a_container_in_a_pod_vm_has_its_files_and_its_network() {
     let ended = wait(&address, &id);
     let _: wire::StartResponse = task(&client, "Start", wire::StartRequest { id: id.clone(), exec_id: String::new() }).unwrap();
     let mut server = net.peer.spawn("sh -c 'echo reached | busybox nc -l -p 7000'");
-    publish(&secret, "..two", "two\n");
+    common::publish(&secret, "..two", "two\n");
     assert_eq!(ended.join().unwrap().unwrap().exit_status, 7);
     assert_eq!(out.join().unwrap(), "one\nof the host\nof the host\n755\n10.88.0.2/24\nreached\ntwo\n");
     let _ = server.kill();

@@ -339,3 +339,16 @@ impl Drop for Background {
         }
     }
 }
+
+/// A volume as the kubelet's atomic writer leaves it: `..data` names the current version.
+#[allow(dead_code)] // Each test binary uses its part of it.
+pub fn publish(dir: &Path, version: &str, value: &str) {
+    use std::os::unix::fs::symlink;
+    fs::create_dir_all(dir.join(version)).unwrap();
+    fs::write(dir.join(version).join("key"), value).unwrap();
+    if !dir.join("key").is_symlink() {
+        symlink("..data/key", dir.join("key")).unwrap();
+    }
+    symlink(version, dir.join("..data_tmp")).unwrap();
+    fs::rename(dir.join("..data_tmp"), dir.join("..data")).unwrap();
+}

@@ -129,7 +129,8 @@ impl Writer {
     fn write(&self, data: &[u8]) -> Result<(), Status> {
         let mut rest = data;
         while !rest.is_empty() {
-            let request = wire::WriteStreamRequest { container_id: self.container.clone(), exec_id: self.exec.clone(), data: rest.to_vec() };
+            let request =
+                wire::WriteStreamRequest { container_id: self.container.clone(), exec_id: self.exec.clone(), data: rest.to_vec() };
             let answer: wire::WriteStreamResponse = self.agent.call("WriteStdin", &request, None)?;
             match answer.len as usize {
                 0 => return Err(Status::new(Code::Internal, "nothing was taken")),

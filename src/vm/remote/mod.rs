@@ -172,17 +172,31 @@ fn ask<Resp: Message + Default>(socket: &Path, method: &str, request: &impl Mess
     }
 }
 
-/// Has the VM of a sandbox deleted whose shim is gone. An adaptor that is not there is not waited for: the next sweep asks again.
+/// Has the VM of a sandbox deleted whose shim is gone. An adaptor that does not answer is not waited for: the next sweep asks again.
+/// One whose socket is gone is nobody to ask: the VM is in its journal, and its to delete.
 pub fn forget(socket: &Path, id: &str) -> Result<()> {
     const LIMIT: Duration = Duration::from_secs(5);
-    let absent = || UnixStream::connect(socket).map(drop);
-    absent().at(Stage::Agent, || format!("the adaptor at {}", socket.display()))?;
-    let request = StopVmRequest { id: id.into() };
-    ask::<wire::StopVmResponse>(socket, "StopVM", &request, LIMIT).map(drop).map_err(|s| told("StopVM", s))
+    match UnixStream::connect(socket) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            log::warn!("sandbox {id}: no adaptor at {}: the pod VM, if there is one, is in its journal and left to it", socket.display());
+            return Ok(());
+        }
+        found => found.map(drop).at(Stage::Agent, || format!("the adaptor at {}", socket.display()))?,
+    }
+    stop_within(socket, id, LIMIT).map_err(|s| told("StopVM", s))
 }
 
-fn stop(socket: &Path, id: &str) -> Result<wire::StopVmResponse, Status> {
-    ask(socket, "StopVM", &StopVmRequest { id: id.into() }, STOP)
+fn stop(socket: &Path, id: &str) -> Result<(), Status> {
+    stop_within(socket, id, STOP)
+}
+
+/// A sandbox that the adaptor does not know has no VM. cloud-api-adaptor says so by an error without a code; it answers no other,
+/// and a deletion that fails is told in its own log.
+fn stop_within(socket: &Path, id: &str, limit: Duration) -> Result<(), Status> {
+    match ask::<wire::StopVmResponse>(socket, "StopVM", &StopVmRequest { id: id.into() }, limit) {
+        Err(s) if ![Code::NotFound, Code::Unknown].contains(&s.code) => Err(s),
+        _ => Ok(()),
+    }
 }
 
 /// An adaptor's refusal; one of ours says in which stage.
@@ -286,4 +300,43 @@ impl Vm for Remote {
 
 fn cannot(what: &str) -> Failure {
     Failure::new(Stage::Request, format!("{what}: a pod VM cannot be changed")).code(Code::Unimplemented)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Answers every StopVM with `answer`.
+    struct Adaptor(Result<(), Status>);
+
+    impl crate::rpc::Service for Adaptor {
+        fn names(&self) -> &[&'static str] {
+            &[wire::SERVICE]
+        }
+
+        fn call(&self, _: &crate::rpc::Context, _: &str, _: &[u8]) -> Result<Vec<u8>, Status> {
+            self.0.clone().map(|()| Vec::new())
+        }
+    }
+
+    #[test]
+    fn a_sandbox_that_no_adaptor_knows_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        forget(&at("none"), "s").unwrap();
+        let refused = at("refused");
+        drop(std::os::unix::net::UnixListener::bind(&refused).unwrap());
+        assert!(forget(&refused, "s").unwrap_err().to_string().contains("refused"));
+        let answers = [
+            ("known", Ok(()), true),
+            ("stock", Err(Status::new(Code::Unknown, "sandbox s does not exist")), true),
+            ("failing", Err(Status::new(Code::Internal, "no space")), false),
+        ];
+        for (name, answer, forgotten) in answers {
+            let listener = std::os::unix::net::UnixListener::bind(at(name)).unwrap();
+            let server = crate::rpc::Server::new(vec![Arc::new(Adaptor(answer))]);
+            std::thread::spawn(move || listener.incoming().flatten().for_each(|s| drop(server.serve(s.into()))));
+            assert_eq!(forget(&at(name), "s").is_ok(), forgotten, "{name}");
+        }
+    }
 }

@@ -149,6 +149,12 @@ impl Modules {
         Ok(())
     }
 
+    /// Makes sure that the kernel knows file system `kind`: built in, which /sys/module need not show, or by its module.
+    pub fn file_system(&self, kind: &str) -> Result<(), ModuleError> {
+        let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+        if known.split_whitespace().any(|k| k == kind) { Ok(()) } else { self.need(kind) }
+    }
+
     /// The modules that `name` needs and itself, in load order, as the image's files are called. None: not in the image.
     fn closure(&self, name: &str) -> Result<Option<Vec<String>>, ModuleError> {
         let list = match fs::read_to_string(self.dir.join("demand")) {

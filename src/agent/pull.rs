@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 
 use super::boot::{self, KATA_RUN};
 use super::storage::{Host, Made, Options};
+use crate::net::netlink::Netlink;
+use crate::net::route;
 use crate::process::{Ended, Spawn, this_program};
 use crate::rpc::wire::agent::Storage;
 use crate::rpc::wire::apf::POD_NETNS;
@@ -144,15 +146,8 @@ fn proxies(cmdline: &str) -> Vec<CString> {
 
 /// The pod's network namespace, where this guest's own has no default route.
 fn network() -> Option<OwnedFd> {
-    const ANY: &str = "00000000000000000000000000000000";
-    let routes = |table: &str, default: &dyn Fn(&[&str]) -> bool| {
-        let text = fs::read_to_string(table).unwrap_or_default();
-        text.lines().any(|l| default(&l.split_whitespace().collect::<Vec<_>>()))
-    };
-    let v4 = |f: &[&str]| f.get(1) == Some(&"00000000");
-    // The kernel's own entry for what cannot be reached is on lo.
-    let v6 = |f: &[&str]| f.starts_with(&[ANY, "00"]) && f.last() != Some(&"lo");
-    if routes("/proc/self/net/route", &v4) || routes("/proc/self/net/ipv6_route", &v6) {
+    let routes = Netlink::open().and_then(|mut nl| route::list(&mut nl)).unwrap_or_default();
+    if routes.iter().any(|r| r.destination.is_none() && r.kind == route::Kind::Unicast) {
         return None;
     }
     fs::File::open(POD_NETNS).ok().map(OwnedFd::from)

@@ -27,6 +27,12 @@ const APPEARS: Duration = Duration::from_secs(60);
 /// Bytes that tell what a disk holds: the farthest is an ISO volume's name.
 const HEAD: usize = iso::LABEL + 32;
 
+/// The file system of an ISO image, by the kernel's name.
+const ISO: &str = "iso9660";
+
+/// What a FAT volume's names are written in.
+const CHARACTERS: [&str; 3] = ["nls_cp437", "nls_ascii", "nls_utf8"];
+
 /// Where a FAT volume has its name: FAT16 and FAT32, and the mark that both have.
 const FAT_LABELS: [usize; 2] = [43, 71];
 const FAT_LABEL: usize = 11;
@@ -58,7 +64,7 @@ pub fn start(guest: &Guest) -> Result<Seed> {
         let cause = format!("no user-data: no disk named {CIDATA} within {APPEARS:?}; disks here: {}", names().join(" "));
         Failure::new(Stage::Agent, cause).way_out("the provider that made this VM attaches it")
     })?;
-    if let Err(e) = storage() {
+    if let Err(e) = storage(guest) {
         // Containers in memory are better than none.
         log::error!("storage: {e}; containers live in memory");
     }
@@ -92,7 +98,7 @@ fn user_data() -> Option<(PathBuf, &'static str)> {
 fn volume(head: &[u8]) -> Option<&'static str> {
     let is = |label: &str| label.trim_end().eq_ignore_ascii_case(CIDATA);
     if iso::label(head).is_some_and(|l| is(&l)) {
-        return Some("iso9660");
+        return Some(ISO);
     }
     let fat = |at: usize| head.get(at..at + FAT_LABEL).is_some_and(|l| is(&String::from_utf8_lossy(l)));
     (head.get(510..512) == Some(&[0x55, 0xaa]) && FAT_LABELS.into_iter().any(fat)).then_some("vfat")
@@ -100,9 +106,14 @@ fn volume(head: &[u8]) -> Option<&'static str> {
 
 fn read(guest: &Guest, node: &Path, kind: &str) -> Result<Seed> {
     let what = || format!("{}: mount user-data ({kind})", node.display());
-    let modules: &[&str] = if kind == "vfat" { &["vfat", "nls_cp437", "nls_ascii", "nls_utf8"] } else { &["isofs"] };
-    for module in modules {
-        guest.modules.need(module).at(Stage::Agent, what)?;
+    // A module is not called as its file system.
+    let found = guest.modules.file_system(kind).or_else(|e| if kind == ISO { guest.modules.need("isofs") } else { Err(e) });
+    found.at(Stage::Agent, what)?;
+    if kind == "vfat" {
+        for module in CHARACTERS {
+            // Built in, it need not be known by a name: what is missing, the mount says.
+            guest.modules.need(module).unwrap_or_else(|e| log::debug!("{e}"));
+        }
     }
     let dir = Path::new(DIR);
     fs::create_dir_all(dir).at(Stage::Agent, what)?;
@@ -114,7 +125,7 @@ fn read(guest: &Guest, node: &Path, kind: &str) -> Result<Seed> {
 }
 
 /// Grows the storage to its disk's end and puts it where containers live.
-fn storage() -> Result<()> {
+fn storage(guest: &Guest) -> Result<()> {
     let Some((disk, number)) = names().into_iter().find_map(|n| Some((n.clone(), partition(&head(&node(&n), gpt::HEAD))?))) else {
         return Err(Failure::new(Stage::Agent, format!("no partition named {STORAGE} among {}", names().join(" "))));
     };
@@ -130,6 +141,7 @@ fn storage() -> Result<()> {
         resize_partition(&node(&disk), number, start, length).at(Stage::Agent, || format!("{}: grow", what()))?;
     }
     let at = Path::new(KATA_RUN);
+    guest.modules.file_system("ext4").at(Stage::Agent, what)?;
     mount::mount(&node(&part.file_name().to_string_lossy()).to_string_lossy(), at, "ext4", MountFlags::NODEV, "")
         .at(Stage::Agent, || format!("{}: mount", what()))?;
     if length > own {

@@ -187,13 +187,8 @@ pub fn remount(storage: &Storage, at: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes sure that the kernel knows `kind`, built in or by its module.
 fn file_system(host: &Host, kind: &str) -> io::Result<()> {
-    let known = fs::read_to_string("/proc/filesystems")?;
-    if known.split_whitespace().any(|k| k == kind) {
-        return Ok(());
-    }
-    host.modules.need(kind).map_err(io::Error::other)
+    host.modules.file_system(kind).map_err(io::Error::other)
 }
 
 fn take_group(data: &mut Vec<String>) -> io::Result<Option<u32>> {

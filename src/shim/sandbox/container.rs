@@ -18,6 +18,7 @@ use super::volume::{self, Placed, Rootfs};
 use crate::error::{Failure, Result, Stage};
 use crate::rpc::Code;
 use crate::rpc::wire::agent as wire;
+use crate::rpc::wire::guest_pull::IMAGE_PULL;
 use crate::rpc::wire::oci::{Hooks, LinuxResources, Process as ProcessSpec, Spec};
 
 /// Something that happened in a sandbox, for the face above.
@@ -90,6 +91,16 @@ fn gone() -> Failure {
     Failure::new(Stage::Agent, "the sandbox is gone").code(Code::Unavailable)
 }
 
+/// A container that is not made in its time: what takes long is an image that the guest pulls.
+fn late(request: &wire::CreateContainerRequest, limit: Duration) -> Failure {
+    let pulled = request.storages.iter().find(|s| s.driver == IMAGE_PULL).map(|s| format!("image {}: not pulled by the guest", s.source));
+    let stage = if pulled.is_some() { Stage::Image } else { Stage::Container };
+    let what = pulled.unwrap_or_else(|| format!("container {}: not made", request.container_id));
+    Failure::new(stage, format!("{what} within create_container_timeout ({} s)", limit.as_secs()))
+        .code(Code::DeadlineExceeded)
+        .way_out("raise create_container_timeout under [runtime], and the kubelet's runtimeRequestTimeout to no less")
+}
+
 impl Container {
     /// Makes the container in the guest; its process waits to be started. Undone whole on an error.
     pub(super) fn create(sandbox: &Arc<Sandbox>, new: NewContainer) -> Result<Arc<Container>> {
@@ -157,13 +168,13 @@ impl Container {
         let streams = Streams::open(sandbox.vm.as_ref(), &sandbox.agent, &stdio)?;
         (request.stdin_port, request.stdout_port, request.stderr_port) = streams.ports();
         let mut copies = Copies::start(&id, stdio, streams).map_err(|e| Failure::new(Stage::Container, format!("stdio of {id}: {e}")))?;
-        let timeout = Some(sandbox.config.create_container_timeout);
-        let made: Result<crate::rpc::wire::google::Empty, _> = sandbox.agent.call("CreateContainer", &request, timeout);
+        let limit = sandbox.config.create_container_timeout;
+        let made: Result<crate::rpc::wire::google::Empty, _> = sandbox.agent.call("CreateContainer", &request, Some(limit));
         match made {
             Ok(_) => Ok(Process::new(&id, "", terminal, names, copies)),
             Err(status) => {
                 copies.finish(Some(Duration::ZERO));
-                Err(failed("", status))
+                Err(if status.code == Code::DeadlineExceeded { late(&request, limit) } else { failed("", status) })
             }
         }
     }
@@ -427,4 +438,20 @@ fn watch(sandbox: &Weak<Sandbox>, container: &Weak<Container>, process: &Process
         }
     }
     process.set(State::Stopped(exit));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pull_that_takes_too_long_is_named() {
+        let mut request = wire::CreateContainerRequest { container_id: "c1".into(), ..Default::default() };
+        assert!(
+            late(&request, Duration::from_secs(60)).to_string().contains("container c1: not made within create_container_timeout (60 s)")
+        );
+        request.storages = vec![wire::Storage { driver: IMAGE_PULL.into(), source: "quay.io/a/b:1".into(), ..Default::default() }];
+        let told = late(&request, Duration::from_secs(60));
+        assert!(told.stage == Stage::Image && told.cause.contains("quay.io/a/b:1") && told.way_out.contains("runtimeRequestTimeout"));
+    }
 }

@@ -6,7 +6,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use rustix::fs::CWD;
@@ -78,6 +78,17 @@ pub fn below(root: &Path) -> io::Result<Vec<std::path::PathBuf>> {
     found.reverse();
     found.sort_by_key(|p| std::cmp::Reverse(p.components().count()));
     Ok(found)
+}
+
+/// Which directory of its file system is mounted at `point`; none where nothing is.
+pub fn root_of(point: &Path) -> io::Result<Option<std::path::PathBuf>> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let path = |field: &str| std::path::PathBuf::from(std::ffi::OsString::from_vec(unescape(field)));
+    let last = table.lines().rev().map(|l| l.split(' ').skip(3)).find_map(|mut fields| {
+        let root = fields.next()?;
+        (path(fields.next()?) == point).then(|| path(root))
+    });
+    Ok(last)
 }
 
 /// mountinfo writes space, tab, newline and backslash as `\ooo`.

@@ -103,10 +103,18 @@ fn reserve(options: &[String]) -> io::Result<()> {
     }
 }
 
-/// A directory of the guest's own: `mode=` (octal), `fsgid=`.
+/// A directory of the guest's own: `mode=` (octal), `fsgid=`. What is there already, a part of a volume that a container has
+/// filled, stays as it is.
 fn local(_: &Host, storage: &Storage, at: &Path) -> io::Result<Option<Made>> {
     let mut options = Options::parse(&storage.options);
     let group = take_group(&mut options.data)?;
+    let there = at.ancestors().find_map(|a| Some((a, fs::canonicalize(a).ok()?)));
+    if let Some((asked, is)) = there.filter(|(asked, is)| asked != is) {
+        return Err(invalid(format!("{} leads to {}: a link is not followed", asked.display(), is.display())));
+    }
+    if at.exists() {
+        return Ok(None);
+    }
     fs::create_dir_all(at)?;
     if let Some(mode) = options.data.iter().find_map(|o| o.strip_prefix("mode=")) {
         let mode = u32::from_str_radix(mode, 8).map_err(|_| invalid(format!("mode={mode} is not octal")))?;

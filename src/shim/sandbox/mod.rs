@@ -25,6 +25,7 @@ pub mod record;
 mod selinux;
 pub mod size;
 mod spec;
+mod subpath;
 mod trees;
 pub mod volume;
 

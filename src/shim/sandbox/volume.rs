@@ -12,6 +12,7 @@
 //! | an emptyDir in memory (`medium: Memory`) | a tmpfs of the pod in the guest's memory, of the same size |
 //! | an emptyDir of huge pages (`medium: HugePages`) | the same of the guest's pages, as many as the container's limit |
 //! | an emptyDir, where the guest sees no files of the host | a directory of the pod in the guest |
+//! | a subPath of one of these three | that part of what the guest has ([`subpath`]) |
 //! | a secret, config map, projected or downward-API volume | a copy that is kept up to date ([`super::live`]) |
 //! | any other bind | the host's file or directory through the share, or a copy of it ([`Files`]) |
 
@@ -23,6 +24,7 @@ use super::direct;
 use super::files::Files;
 use super::guest_pull;
 use super::record::{Record, Thing};
+use super::subpath;
 use crate::error::{At, Failure, Result, Stage};
 use crate::fs::idmap::Owners;
 use crate::fs::mount;
@@ -231,14 +233,16 @@ fn place_mount(id: &str, bundle: &Path, mount: &mut Mount, files: &Files, placed
     }
     // The guest's own file systems may have no mounts with mapped owners: those are the host's.
     let mapped = !mount.uid_mappings.is_empty() && !files.copied();
-    if let Some(storage) = memory_volume(source).filter(|_| !mapped).or_else(|| huge_volume(source, &placed.huge)) {
+    let part = subpath::part(source);
+    let volume = part.as_ref().map_or(source.as_path(), |part| &part.volume);
+    let of_the_pod = memory_volume(volume).filter(|_| !mapped).or_else(|| huge_volume(volume, &placed.huge));
+    if let Some(storage) = of_the_pod.or_else(|| files.copied().then(|| local_volume(volume)).flatten()) {
         mount.source = storage.mount_point.clone();
         placed.pod_storages.push(storage);
-        return Ok(());
-    }
-    if let Some(storage) = files.copied().then(|| local_volume(source)).flatten() {
-        mount.source = storage.mount_point.clone();
-        placed.pod_storages.push(storage);
+        if let Some(part) = &part {
+            mount.source = format!("{}/{}", mount.source, part.below.display());
+            placed.pod_storages.extend(directory(source, mount.source.clone()));
+        }
         return Ok(());
     }
     let name = share::volume_name(id, Path::new(&mount.destination))
@@ -263,23 +267,30 @@ const GUEST_MEMORY_VOLUMES: &str = "/run/kata-containers/sandbox/ephemeral";
 /// Where volumes on the guest's own disk are, by their name.
 const GUEST_LOCAL_VOLUMES: &str = "/run/kata-containers/sandbox/storage";
 
-fn is_empty_dir(source: &Path) -> bool {
+pub(super) fn is_empty_dir(source: &Path) -> bool {
     source.parent().and_then(Path::file_name).is_some_and(|k| k == "kubernetes.io~empty-dir")
 }
 
 /// The kubelet's emptyDir of a pod that is elsewhere.
 fn local_volume(source: &Path) -> Option<Storage> {
-    use std::os::unix::fs::MetadataExt;
     if !is_empty_dir(source) {
         return None;
     }
-    let (name, owner) = (source.file_name()?.to_string_lossy().into_owned(), std::fs::metadata(source).ok()?);
+    let name = source.file_name()?.to_string_lossy().into_owned();
+    directory(source, format!("{GUEST_LOCAL_VOLUMES}/{name}"))
+}
+
+/// A directory of the guest's own with the mode and the group (fsGroup) of one on the host.
+pub(super) fn directory(like: &Path, mount_point: String) -> Option<Storage> {
+    use std::os::unix::fs::MetadataExt;
+    let owner = std::fs::metadata(like).ok().filter(|m| m.is_dir())?;
+    let group = (owner.gid() != 0).then(|| format!("fsgid={}", owner.gid()));
     Some(Storage {
         driver: "local".into(),
         source: "local".into(),
         fstype: "local".into(),
-        options: vec![format!("mode={:o}", owner.mode() & 0o7777)],
-        mount_point: format!("{GUEST_LOCAL_VOLUMES}/{name}"),
+        options: [format!("mode={:o}", owner.mode() & 0o7777)].into_iter().chain(group).collect(),
+        mount_point,
         ..Default::default()
     })
 }

@@ -16,6 +16,12 @@ use crate::rpc::tls::Caller;
 /// pauses between the kernel's own tries double.
 const ATTEMPT: Duration = Duration::from_millis(250);
 
+/// The same while a VM boots, where most attempts find nobody and what one waits too long is lost.
+const HASTY: Duration = Duration::from_millis(50);
+
+/// One in so many takes its time all the same: the way may be longer than a hasty one allows for.
+const HASTY_ONES: u32 = 8;
+
 /// How a VM's forwarder is reached.
 #[derive(Clone)]
 pub struct Forwarder {
@@ -30,7 +36,16 @@ pub struct Forwarder {
 impl Forwarder {
     /// A connection; one attempt.
     pub fn connect(&self) -> io::Result<UnixStream> {
-        let tcp = TcpStream::connect_timeout(&SocketAddr::new(self.address, self.port), ATTEMPT)?;
+        self.connect_within(ATTEMPT)
+    }
+
+    /// The attempt `number` (from 1) while the VM boots.
+    pub fn connect_booting(&self, number: u32) -> io::Result<UnixStream> {
+        self.connect_within(if number.is_multiple_of(HASTY_ONES) { ATTEMPT } else { HASTY })
+    }
+
+    fn connect_within(&self, limit: Duration) -> io::Result<UnixStream> {
+        let tcp = TcpStream::connect_timeout(&SocketAddr::new(self.address, self.port), limit)?;
         match &self.caller {
             Some(caller) => caller.connect(tcp, &self.name),
             None => {

@@ -269,8 +269,10 @@ impl Pods {
         let forwarder = pod.forwarder().ok_or_else(|| Failure::new(Stage::Network, "the VM has no address"))?;
         let until = Instant::now() + self.settings.proxy_timeout;
         let mut looked = Instant::now();
+        let mut number = 0;
         loop {
-            let error = match forwarder.connect() {
+            number += 1;
+            let error = match forwarder.connect_booting(number) {
                 Ok(_) => return Ok(()),
                 Err(e) => e,
             };

@@ -25,7 +25,7 @@ use crate::error::{At, Failure, Result, Stage};
 use crate::fs::image::{self, GuestImage, Want};
 use crate::net::link::{self, show_mac};
 use crate::net::netlink::Netlink;
-use crate::net::{Prefix, address, tap};
+use crate::net::{Prefix, address, neighbour, tap};
 use crate::process;
 use crate::rpc::Code;
 use crate::vm::Size;
@@ -37,6 +37,9 @@ use crate::watch::last_lines;
 const DIR: &str = "vm";
 const CONSOLE: &str = "console.log";
 const LINK: &str = "link";
+
+/// A neighbour's state (linux/neighbour.h): told, for good.
+const NUD_PERMANENT: u16 = 0x80;
 
 /// Before a tap's number.
 const TAP: &str = "pp";
@@ -114,6 +117,8 @@ impl Local {
             link::no_link_local(&mut nl, &device)?;
             link::up(&mut nl, &device, true)?;
             address::add(&mut nl, &device, &Prefix { address: ends.host.into(), length: 31 })?;
+            // Known, it is not asked for: the kernel repeats such a question once a second, and the VM may be up sooner.
+            neighbour::add(&mut nl, &device, &ends.guest.into(), &ends.mac, NUD_PERMANENT, 0)?;
             return Ok((ends, queue));
         }
         Err(Failure::new(Stage::Network, format!("QEMU_SUBNET={}: all its {pairs} links are taken", self.settings.subnet))

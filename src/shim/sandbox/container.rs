@@ -121,7 +121,7 @@ impl Container {
         }
         let mut placed = volume::place(&id, &bundle, rootfs, &mut spec, sandbox.place()).map_err(unsize)?;
         if !ours {
-            placed.to_stock();
+            placed.adapt_to_stock();
         }
         let state = HookState { id: &id, status: "creating", pid: std::process::id() as i32, bundle: &bundle };
         let made = hooks::before_create(&hooks, &state).and_then(|()| sandbox.hold_volumes(&placed.pod_storages)).and_then(|()| {

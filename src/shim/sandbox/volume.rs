@@ -81,7 +81,7 @@ pub struct To<'a> {
 impl Placed {
     /// For Kata's agent, which knows no volumes of a pod but its containers' (it keeps what is shared), and makes the directories
     /// of an overlay where it is told to.
-    pub(super) fn to_stock(&mut self) {
+    pub(super) fn adapt_to_stock(&mut self) {
         for storage in self.storages.iter_mut().filter(|s| s.driver == "overlayfs") {
             let made = storage.options.iter().filter_map(|o| o.strip_prefix("upperdir=").or(o.strip_prefix("workdir=")));
             storage.driver_options.extend(made.map(|directory| format!("{CREATE_DIRECTORY}={directory}")));

@@ -25,8 +25,9 @@ mod watch;
 use std::convert::Infallible;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 
@@ -75,7 +76,7 @@ fn serve(arguments: &[String]) -> Result<Infallible> {
     pods.adopt();
     pods.watch();
     let last = pods.clone();
-    crate::thread::start("end", move || end(&ended, &socket, &last));
+    crate::thread::start("end", move || end(ended, socket, last));
     if !metrics_at.is_empty() {
         metrics::serve(&metrics_at, pods.clone())?;
     }
@@ -114,16 +115,45 @@ fn hold_end() -> SigSet {
     set
 }
 
-/// Waits for that. Where there are no pods, nothing of ours stays.
-fn end(ended: &SigSet, socket: &Path, pods: &pods::Pods) {
-    while let Err(e) = ended.wait() {
-        if e != nix::errno::Errno::EINTR {
-            return log::warn!("signals: {e}");
+/// How long an adaptor that is told to end (SIGTERM) goes on while there are pods: a manager that has forgotten a pod, so that its
+/// node is drained, is still about to stop it. Less than the kubelet gives a pod to end.
+const LINGER: Duration = Duration::from_secs(20);
+/// How long the answer about the last pod may take to be written.
+const LAST_ANSWER: Duration = Duration::from_millis(200);
+
+/// Waits for that. Where there are no pods, nothing of ours stays. SIGINT and a second signal end it at once.
+fn end(ended: SigSet, socket: PathBuf, pods: Arc<pods::Pods>) {
+    if wait_for(&ended) == Some(Signal::SIGTERM) && pods.count() > 0 {
+        log::info!("told to end: {} pods have {} s to go, and live on if they do not", pods.count(), LINGER.as_secs());
+        let (at_socket, last) = (socket.clone(), pods.clone());
+        crate::thread::start("end-now", move || {
+            wait_for(&ended);
+            gone(&at_socket, &last)
+        });
+        if pods.until_none(LINGER) {
+            std::thread::sleep(LAST_ANSWER);
         }
     }
+    gone(&socket, &pods)
+}
+
+fn gone(socket: &Path, pods: &pods::Pods) {
     let _ = std::fs::remove_file(socket);
     pods.leave();
     std::process::exit(0);
+}
+
+fn wait_for(ended: &SigSet) -> Option<Signal> {
+    loop {
+        match ended.wait() {
+            Ok(signal) => return Some(signal),
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(e) => {
+                log::warn!("signals: {e}");
+                std::thread::park();
+            }
+        }
+    }
 }
 
 /// The socket of the shims. One that another adaptor answers on is left alone; a dead one's is taken.

@@ -381,6 +381,21 @@ impl Pods {
         log::info!("{}: gone", entry.name);
     }
 
+    pub fn count(&self) -> usize {
+        self.pods().len()
+    }
+
+    /// Waits for at most `limit` until there are no pods; whether there are none.
+    pub fn until_none(&self, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        let mut pods = self.pods();
+        while !pods.is_empty() {
+            let Some(left) = until.checked_duration_since(Instant::now()) else { return false };
+            pods = self.changed.wait_timeout(pods, left).unwrap_or_else(|p| p.into_inner()).0;
+        }
+        true
+    }
+
     /// The last that is done here. What is there for pods goes where there are none.
     pub fn leave(&self) {
         let pods = self.pods();
